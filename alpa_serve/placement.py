@@ -1,0 +1,345 @@
+"""Models, cluster and placement: the words that the simulator, the policies and the runtime share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidProfileError
+from alpa_serve.profiling import ParallelConfig, ProfilingResult
+from alpa_serve.util import GB
+from alpa_serve.validation import check_int, check_real
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass
+class ModelData:
+    """A model to serve, with the load it is expected to see.
+
+    Attributes
+    ----------
+    name : str
+    slo : float
+        Latency objective in seconds from arrival; infinity for none.
+    rate : float
+        Expected requests per second.
+    cv : float
+        Expected coefficient of variation of the gaps between requests.
+    profiling_result : ProfilingResult
+
+    Raises
+    ------
+    InvalidConfigError
+        If a figure is negative or NaN, or the profile is not a ProfilingResult.
+    """
+
+    name: str
+    slo: float
+    rate: float
+    cv: float
+    profiling_result: ProfilingResult
+
+    def __post_init__(self) -> None:
+        check_real(self.slo, f"slo of model {self.name!r}", minimum=0.0, finite=False)
+        check_real(self.rate, f"rate of model {self.name!r}", minimum=0.0)
+        check_real(self.cv, f"cv of model {self.name!r}", minimum=0.0)
+        if not isinstance(self.profiling_result, ProfilingResult):
+            raise InvalidConfigError(
+                f"profiling_result of model {self.name!r} must be a ProfilingResult, got {self.profiling_result!r}"
+            )
+
+
+@dataclass
+class ClusterEnv:
+    """The devices to place models on.
+
+    Attributes
+    ----------
+    num_devices : int
+    mem_budget : float
+        Bytes of weights that one device can hold.
+    num_devices_per_node : int
+        A group lies within a node or takes whole nodes.
+
+    Raises
+    ------
+    InvalidConfigError
+        If a figure is out of range.
+    """
+
+    num_devices: int
+    mem_budget: float
+    num_devices_per_node: int = 8
+
+    def __post_init__(self) -> None:
+        check_int(self.num_devices, "num_devices", minimum=1)
+        check_real(self.mem_budget, "mem_budget (bytes)", minimum=0.0, exclusive=True)
+        check_int(self.num_devices_per_node, "num_devices_per_node", minimum=1)
+
+    def allows_group_of(self, size: int) -> bool:
+        """Tell whether a group of `size` devices lies within a node or takes whole nodes."""
+        return size <= self.num_devices_per_node or size % self.num_devices_per_node == 0
+
+
+@dataclass
+class ModelPlacement:
+    """Which groups there are and which models each holds.
+
+    Attributes
+    ----------
+    group_configs : list of ParallelConfig
+        Per group, how it splits its models.
+    group_models : list of list of int
+        Per group, the ids (positions in the list of ModelData) of its models.
+    """
+
+    group_configs: list[ParallelConfig]
+    group_models: list[list[int]]
+
+    def __post_init__(self) -> None:
+        self.group_configs = [ParallelConfig(*config) for config in self.group_configs]
+        self.group_models = [[int(model_id) for model_id in models] for models in self.group_models]
+        if len(self.group_configs) != len(self.group_models):
+            raise InvalidPlacementError(
+                f"a placement needs as many group_models as group_configs, "
+                f"got {len(self.group_models)} and {len(self.group_configs)}"
+            )
+
+    @classmethod
+    def empty_groups(cls, group_configs: Sequence[ParallelConfig]) -> ModelPlacement:
+        """Return the placement of these groups that holds no model."""
+        return cls(list(group_configs), [[] for _ in group_configs])
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas over all groups and models."""
+        return sum(map(len, self.group_models))
+
+    def placed_models(self) -> set[int]:
+        """Return the ids of the models that at least one group holds."""
+        return {model_id for models in self.group_models for model_id in models}
+
+    def add_model(self, group_id: int, model_id: int) -> ModelPlacement:
+        """Return a copy in which group `group_id` holds model `model_id` too."""
+        grown = self.copy()
+        grown.group_models[group_id].append(model_id)
+        return grown
+
+    def normalize(self) -> ModelPlacement:
+        """Return the same placement with models sorted in each group and groups sorted by their models."""
+        models = [sorted(group) for group in self.group_models]
+        order = sorted(range(len(models)), key=models.__getitem__)
+        return ModelPlacement([self.group_configs[g] for g in order], [models[g] for g in order])
+
+    def copy(self) -> ModelPlacement:
+        """Return a copy that shares no list with this one."""
+        return ModelPlacement(self.group_configs, self.group_models)
+
+    def verify(self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> None:
+        """Check that the placement is possible on `cluster_env`.
+
+        Raises
+        ------
+        InvalidPlacementError
+            Naming the group and what is wrong: an unknown or repeated model, a config that a profile lacks,
+            too much weight memory, or groups that the devices and nodes cannot hold.
+        """
+        for group_id, (config, models) in enumerate(zip(self.group_configs, self.group_models, strict=True)):
+            where = f"group {group_id} {tuple(config)}"
+            if len(set(models)) != len(models):
+                raise InvalidPlacementError(f"{where} holds a model twice: {models}")
+            for model_id in models:
+                if not 0 <= model_id < len(model_datas):
+                    raise InvalidPlacementError(f"{where}: no model {model_id}; models are 0 to {len(model_datas) - 1}")
+            try:
+                used = sum(model_datas[m].profiling_result.weight_bytes(config) for m in models)
+            except InvalidProfileError as error:
+                raise InvalidPlacementError(f"{where}: {error}") from error
+            if used > cluster_env.mem_budget:
+                raise InvalidPlacementError(
+                    f"{where}: models {models} need {used / GB:.2f} GiB a device, "
+                    f"mem_budget is {cluster_env.mem_budget / GB:.2f} GiB"
+                )
+        self.assign_devices(cluster_env)
+
+    def assign_devices(self, cluster_env: ClusterEnv) -> list[list[int]]:
+        """Give every group its devices: within one node, or whole nodes.
+
+        Groups take devices in their order where that keeps them within nodes, else in an order that does.
+
+        Returns
+        -------
+        list of list of int
+            Device numbers per group, ascending; node k has devices k * num_devices_per_node and so on.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If the devices or the nodes do not suffice.
+        """
+        sizes = [config.num_devices for config in self.group_configs]
+        per_node = cluster_env.num_devices_per_node
+        if sum(sizes) > cluster_env.num_devices:
+            raise InvalidPlacementError(
+                f"the groups need {sum(sizes)} devices, the cluster has {cluster_env.num_devices}"
+            )
+        for group_id, size in enumerate(sizes):
+            if not cluster_env.allows_group_of(size):
+                raise InvalidPlacementError(
+                    f"group {group_id} of {size} devices is neither within a node of {per_node} nor whole nodes"
+                )
+        starts = [sum(sizes[:group_id]) for group_id in range(len(sizes))]
+        if any(_tears_node(start, size, per_node) for start, size in zip(starts, sizes, strict=True)):
+            starts = _pack_nodes(sizes, cluster_env)
+        return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+
+    def deployment(self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> list[ReplicaDeployment]:
+        """List every replica with its devices, in the order of the models.
+
+        Returns
+        -------
+        list of ReplicaDeployment
+            One per replica, ids from 1; a model that is not placed has one entry without devices.
+        """
+        devices = self.assign_devices(cluster_env)
+        entries: list[ReplicaDeployment] = []
+        for model_id, data in enumerate(model_datas):
+            groups = [g for g, models in enumerate(self.group_models) if model_id in models]
+            for group_id in groups:
+                config = self.group_configs[group_id]
+                entries.append(
+                    ReplicaDeployment(len(entries) + 1, data.name, tuple(devices[group_id]), config.op, config.pp)
+                )
+            if not groups:
+                entries.append(ReplicaDeployment(len(entries) + 1, data.name, (), None, None))
+        return entries
+
+
+@dataclass(frozen=True)
+class ReplicaDeployment:
+    """Where one replica goes.
+
+    Attributes
+    ----------
+    replica_id : int
+        From 1, over all models.
+    model : str
+        Name of the model.
+    device_assigned : tuple of int
+        Device numbers; empty if the model is not placed.
+    tp_size, pp_size : int or None
+        Tensor and pipeline parallel degree; None if the model is not placed.
+    """
+
+    replica_id: int
+    model: str
+    device_assigned: tuple[int, ...]
+    tp_size: int | None
+    pp_size: int | None
+
+
+@dataclass
+class ModelPlacementWithReplacement:
+    """Placements that take over from one another in time.
+
+    Attributes
+    ----------
+    start_times : list of float
+        Seconds, ascending; placement i serves the arrivals from start_times[i] on. The first one also serves what
+        arrives before.
+    placements : list of ModelPlacement
+    """
+
+    start_times: list[float]
+    placements: list[ModelPlacement]
+
+    def __post_init__(self) -> None:
+        self.start_times = [check_real(t, "start time", error=InvalidPlacementError) for t in self.start_times]
+        if len(self.start_times) != len(self.placements) or not self.placements:
+            raise InvalidPlacementError(
+                f"need one start time per placement, got {len(self.start_times)} and {len(self.placements)}"
+            )
+        if sorted(self.start_times) != self.start_times:
+            raise InvalidPlacementError(f"start times must ascend, got {self.start_times}")
+
+    def verify(self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> None:
+        """Check every placement (:meth:`ModelPlacement.verify`)."""
+        for placement in self.placements:
+            placement.verify(model_datas, cluster_env)
+
+
+Placement = ModelPlacement | ModelPlacementWithReplacement
+
+
+def _tears_node(start: int, size: int, per_node: int) -> bool:
+    """Tell whether devices [start, start + size) lie neither within one node nor on whole nodes."""
+    return start % per_node != 0 if size > per_node else start // per_node != (start + size - 1) // per_node
+
+
+def _pack_nodes(sizes: list[int], cluster_env: ClusterEnv) -> list[int]:
+    """Return the first device of each group such that no group tears a node."""
+    per_node = cluster_env.num_devices_per_node
+    starts = [0] * len(sizes)
+    next_device = 0
+    for group_id, size in enumerate(sizes):
+        if size > per_node:
+            starts[group_id] = next_device
+            next_device += size
+    small = sorted((g for g, size in enumerate(sizes) if size <= per_node), key=lambda g: -sizes[g])
+    rest = range(next_device, cluster_env.num_devices, per_node)
+    free = tuple(min(per_node, cluster_env.num_devices - node) for node in rest)
+    chosen = _bin_pack(tuple(sizes[g] for g in small), free)
+    if chosen is None or next_device > cluster_env.num_devices:
+        raise InvalidPlacementError(
+            f"groups of {sizes} devices cannot lie within nodes of {per_node} "
+            f"on a cluster of {cluster_env.num_devices} devices"
+        )
+    used = [0] * len(free)
+    for group_id, node in zip(small, chosen, strict=True):
+        starts[group_id] = rest[node] + used[node]
+        used[node] += sizes[group_id]
+    return starts
+
+
+def _bin_pack(sizes: tuple[int, ...], free: tuple[int, ...]) -> list[int] | None:
+    """Choose a bin for every size (descending), tightest fitting bin first.
+
+    Exact up to a hundred sizes above one; beyond, a packing that this order does not find counts as none.
+    """
+
+    @cache
+    def feasible(index: int, spaces: tuple[int, ...]) -> bool:
+        if index == len(sizes) or sizes[index] == 1:
+            return sum(sizes[index:]) <= sum(spaces)
+        return any(
+            feasible(index + 1, tuple(sorted(_take(spaces, k, sizes[index]))))
+            for k in _candidate_bins(sizes[index], spaces)
+        )
+
+    exact = sum(size > 1 for size in sizes) <= 100
+    chosen: list[int] = []
+    spaces = free
+    for index, size in enumerate(sizes):
+        for k in _candidate_bins(size, spaces):
+            after = _take(spaces, k, size)
+            if not exact or feasible(index + 1, tuple(sorted(after))):
+                chosen.append(k)
+                spaces = after
+                break
+        else:
+            return None
+    return chosen
+
+
+def _take(spaces: tuple[int, ...], k: int, size: int) -> tuple[int, ...]:
+    """Return `spaces` with `size` taken from the k-th."""
+    return (*spaces[:k], spaces[k] - size, *spaces[k + 1 :])
+
+
+def _candidate_bins(size: int, spaces: tuple[int, ...]) -> list[int]:
+    """Return one bin per distinct space that fits `size`, tightest first."""
+    distinct = {space: k for k, space in reversed(list(enumerate(spaces))) if space >= size}
+    return [distinct[space] for space in sorted(distinct)]

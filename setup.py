@@ -1,0 +1,40 @@
+"""Package metadata; the tools are configured in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8.0", "hypothesis>=6.100"]
+DEV = [*TEST, "build>=1.0", "mypy>=1.13", "ruff>=0.9", "pandas-stubs>=2.1", "scipy-stubs>=1.14"]
+
+setup(
+    name="alpa_serve",
+    version="0.1.0",
+    description="Decides how many models share a GPU cluster: placement search by trace simulation",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["alpa_serve", "alpa_serve.*"]),
+    package_data={"alpa_serve": ["py.typed"], "alpa_serve.profiles": ["data/*"], "alpa_serve.trace": ["data/*"]},
+    install_requires=[
+        "numpy>=1.26",
+        "scipy>=1.11.2",
+        "pandas>=2.1.1",
+        "numba>=0.59",
+        "rich>=13.0",
+        "ray>=2.40",
+        "starlette>=0.37",
+        "uvicorn>=0.29",
+        "datasets>=2.18",
+        "parameterized>=0.9",
+    ],
+    extras_require={"test": TEST, "dev": DEV},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+        "Topic :: Scientific/Engineering",
+        "Typing :: Typed",
+    ],
+)
