@@ -1,0 +1,1 @@
+"""Simulation of a placement under a workload: arrival processes, workloads, statistics and the compiled simulator."""

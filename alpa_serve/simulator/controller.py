@@ -1,0 +1,275 @@
+"""Running a serving case on the fast simulator."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
+from alpa_serve.placement import ModelPlacementWithReplacement
+from alpa_serve.profiling import ProfilingResult
+from alpa_serve.simulator.fast import simulate_requests
+from alpa_serve.simulator.problem import ModelTable, ReplicaTable, RequestTable
+from alpa_serve.simulator.stats import DEFAULT_WARMUP, compute_stats, goodput_stats, request_rate
+from alpa_serve.simulator.util import install_remote_methods
+from alpa_serve.util import ServingCase, batchsize_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from functools import partial
+
+    from numpy.typing import NDArray
+
+    from alpa_serve.placement import ModelPlacement, Placement
+    from alpa_serve.simulator.stats import StatsResult
+
+logger = logging.getLogger(__name__)
+
+
+class DummyController:
+    """Stands in for the controller while a case registers and places its models; keeps their profiles.
+
+    Every method can be called as ``controller.method.remote(...)`` too.
+
+    Attributes
+    ----------
+    profiles : dict of str to ProfilingResult
+        By model name, in the order of registration.
+    """
+
+    def __init__(self) -> None:
+        self.profiles: dict[str, ProfilingResult] = {}
+        self._groups: set[int] = set()
+        install_remote_methods(self)
+
+    def register_model(self, name: str, model_def: partial[Any], override: bool = False) -> None:
+        """Register a model.
+
+        Parameters
+        ----------
+        name : str
+        model_def : functools.partial
+            With a ProfilingResult among its positional arguments.
+        override : bool
+            Replace a model of this name.
+
+        Raises
+        ------
+        InvalidConfigError
+            If there is no profile, or the name is taken.
+        """
+        profile = next((arg for arg in getattr(model_def, "args", ()) if isinstance(arg, ProfilingResult)), None)
+        if profile is None:
+            raise InvalidConfigError(
+                f"model {name!r}: model_def must be a functools.partial with a ProfilingResult among its "
+                f"positional arguments, got {model_def!r}"
+            )
+        if name in self.profiles and not override:
+            raise InvalidConfigError(f"model {name!r} is registered already; pass override=True to replace it")
+        self.profiles[name] = profile
+
+    def create_mesh_group_manager(
+        self, group_id: int, virtual_mesh_shape: tuple[int, int] | None = None, num_gpus: int = 0
+    ) -> None:
+        """Note that a group exists; its shape is in the placement."""
+        if group_id in self._groups:
+            raise InvalidPlacementError(f"group {group_id} exists already")
+        self._groups.add(group_id)
+
+    def create_replica(
+        self,
+        name: str,
+        group_id: int,
+        append_init_args: Sequence[Any] | None = None,
+        append_init_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Check that a replica is of a registered model and in a group that exists."""
+        if name not in self.profiles:
+            raise InvalidPlacementError(f"replica of {name!r}: not registered; registered: {', '.join(self.profiles)}")
+        if group_id not in self._groups:
+            raise InvalidPlacementError(f"replica of {name!r}: no group {group_id}")
+
+    def sync(self) -> None:
+        """Return at once: every call has been carried out."""
+
+
+class PlacementRun(NamedTuple):
+    """What one simulated placement did, request by request and in counts.
+
+    Attributes
+    ----------
+    start, finish : ndarray of float64, shape (n,)
+        Seconds; `start` is the arrival, `finish` too for a request that was not served.
+    good : ndarray of bool, shape (n,)
+    model_num_requests, model_num_good_requests : ndarray of int64, shape (num_models,)
+    group_num_requests, group_num_good_requests : ndarray of int64, shape (num_groups,)
+    """
+
+    start: NDArray[np.float64]
+    finish: NDArray[np.float64]
+    good: NDArray[np.bool_]
+    model_num_requests: NDArray[np.int64]
+    model_num_good_requests: NDArray[np.int64]
+    group_num_requests: NDArray[np.int64]
+    group_num_good_requests: NDArray[np.int64]
+
+
+def approximate_one_case(
+    case: ServingCase,
+    seed: int = 0,
+    warmup: float = DEFAULT_WARMUP,
+    debug: bool = False,
+    fast_stats: bool = False,
+    enable_batching: bool = False,
+) -> tuple[StatsResult, Placement]:
+    """Simulate a serving case with the fast simulator.
+
+    Parameters
+    ----------
+    case : ServingCase
+        ``register_models(controller)``, ``generate_workload()`` and ``placement_policy(controller)``, called in this
+        order; the last returns a ModelPlacement or a ModelPlacementWithReplacement.
+    seed : int
+        Without effect: the fast simulator draws nothing.
+    warmup : float
+        Seconds cut from both ends of the statistics; not with `fast_stats`.
+    debug : bool
+        Log the placement.
+    fast_stats : bool
+        Only count: nothing is cut, latencies per model are 0.
+    enable_batching : bool
+        Serve in batches of 1, 2, 4, 8 and 16; profiles must have these batch sizes.
+
+    Returns
+    -------
+    (StatsResult, placement)
+
+    Raises
+    ------
+    AlpaServeError
+        If the workload, the placement or a profile does not fit.
+    """
+    register_models, generate_workload, place_models = case
+    controller = DummyController()
+    register_models(controller)
+    workload = generate_workload()
+    placement: Placement = place_models(controller)
+    if debug:
+        logger.info("placement: %s", placement)
+    names = tuple(controller.profiles)
+    models = ModelTable(names, tuple(controller.profiles.values()), batchsize_config if enable_batching else (1,))
+    requests = RequestTable.of_workload(workload, names)
+    run = _run_segments(placement, models, requests, enable_batching)
+    group_num_requests = [int(count) for count in run.group_num_requests]
+    if fast_stats:
+        stats = goodput_stats(
+            names,
+            run.model_num_requests,
+            run.model_num_good_requests,
+            group_num_requests,
+            len(workload),
+            float((run.finish - run.start).mean()) if len(workload) else 0.0,
+            request_rate(workload.arrivals),
+        )
+    else:
+        stats = compute_stats(
+            workload.model_ids,
+            workload.model_names,
+            run.start,
+            run.finish,
+            run.good,
+            warmup,
+            group_num_requests,
+        )
+    return stats, placement
+
+
+def approximate_one_case_one_placement(
+    placement: ModelPlacement,
+    model_names: Sequence[str],
+    prof_ress: Sequence[ProfilingResult],
+    model_ids: NDArray[np.int32],
+    slos: NDArray[np.float64],
+    arrivals: NDArray[np.float64],
+    mixed: bool = True,
+    enable_batching: bool = False,
+) -> PlacementRun:
+    """Simulate one placement with the fast simulator.
+
+    Parameters
+    ----------
+    placement : ModelPlacement
+    model_names : sequence of str, length num_models
+    prof_ress : sequence of ProfilingResult, length num_models
+    model_ids : ndarray of int, shape (n,)
+        Model of each request; -1 for one that is not registered.
+    slos, arrivals : ndarray of float, shape (n,)
+        Seconds; arrivals must not descend.
+    mixed : bool
+        Without effect: one kernel serves groups of equal and of mixed configs.
+    enable_batching : bool
+        Serve in batches of 1, 2, 4, 8 and 16.
+
+    Returns
+    -------
+    PlacementRun
+
+    Raises
+    ------
+    AlpaServeError
+        If the requests, the placement or a profile does not fit.
+    """
+    models = ModelTable(model_names, prof_ress, batchsize_config if enable_batching else (1,))
+    requests = RequestTable.of_arrays(arrivals, model_ids, slos, len(models))
+    return _run_one(placement, models, requests, enable_batching)
+
+
+def _run_one(
+    placement: ModelPlacement, models: ModelTable, requests: RequestTable, enable_batching: bool
+) -> PlacementRun:
+    replicas = ReplicaTable.of_placement(models, placement)
+    outcomes, counts = simulate_requests(requests, replicas, models.batch_sizes if enable_batching else None)
+    return PlacementRun(
+        start=requests.arrivals,
+        finish=outcomes.finish,
+        good=outcomes.good,
+        model_num_requests=requests.model_num_requests,
+        model_num_good_requests=counts.model_num_good,
+        group_num_requests=counts.group_num_requests,
+        group_num_good_requests=np.bincount(outcomes.group[outcomes.good], minlength=replicas.num_groups),
+    )
+
+
+def _run_segments(
+    placement: Placement, models: ModelTable, requests: RequestTable, enable_batching: bool
+) -> PlacementRun:
+    """Run each segment of arrivals under its own placement, with fresh clocks, and add up the counts."""
+    if not isinstance(placement, ModelPlacementWithReplacement):
+        return _run_one(placement, models, requests, enable_batching)
+    cuts = [0, *np.searchsorted(requests.arrivals, placement.start_times[1:]), len(requests)]
+    runs = []
+    for one, first, past in zip(placement.placements, cuts[:-1], cuts[1:], strict=True):
+        part = RequestTable.of_arrays(
+            requests.arrivals[first:past], requests.model_ids[first:past], requests.slos[first:past], len(models)
+        )
+        runs.append(_run_one(one, models, part, enable_batching))
+    num_groups = max(len(run.group_num_requests) for run in runs)
+
+    def added(name: str, length: int) -> NDArray[np.int64]:
+        total = np.zeros(length, np.int64)
+        for run in runs:
+            counts = getattr(run, name)
+            total[: len(counts)] += counts
+        return total
+
+    return PlacementRun(
+        start=requests.arrivals,
+        finish=np.concatenate([run.finish for run in runs]),
+        good=np.concatenate([run.good for run in runs]),
+        model_num_requests=requests.model_num_requests,
+        model_num_good_requests=added("model_num_good_requests", len(models)),
+        group_num_requests=added("group_num_requests", num_groups),
+        group_num_good_requests=added("group_num_good_requests", num_groups),
+    )

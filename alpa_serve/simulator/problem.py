@@ -1,0 +1,241 @@
+"""Models, requests and placements as arrays, the form in which the compiled simulator takes them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alpa_serve.errors import InvalidPlacementError, InvalidWorkloadError
+from alpa_serve.profiling import ParallelConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from alpa_serve.placement import ModelPlacement
+    from alpa_serve.profiling import ProfilingResult
+    from alpa_serve.simulator.requests import Workload
+
+logger = logging.getLogger(__name__)
+
+STAGE_PENALTY = 0.009
+"""A stage takes 1 + this * pp times its profiled latency (AlpaServe's measured pipeline overhead)."""
+
+
+class ModelTable:
+    """The profiles of some models as arrays.
+
+    Parameters
+    ----------
+    names : sequence of str
+    profiles : sequence of ProfilingResult
+    batch_sizes : sequence of int
+        The batch sizes that will be simulated.
+
+    Attributes
+    ----------
+    config_ids : dict of ParallelConfig to int
+        Every config that some profile has.
+    num_stages : ndarray of int64, shape (num_configs,)
+    stage_latency : ndarray of float64, shape (num_models, num_configs, num_batch_sizes, max_stages)
+        Seconds, pipeline penalty included; NaN where not profiled.
+
+    Raises
+    ------
+    InvalidProfileError
+        If a figure is malformed.
+    """
+
+    def __init__(
+        self, names: Sequence[str], profiles: Sequence[ProfilingResult], batch_sizes: Sequence[int] = (1,)
+    ) -> None:
+        self.names = tuple(names)
+        self.profiles = tuple(profiles)
+        self.batch_sizes = tuple(batch_sizes)
+        configs = sorted({ParallelConfig(*config) for profile in profiles for config in profile.para_dict})
+        self.config_ids = {config: config_id for config_id, config in enumerate(configs)}
+        self.num_stages = np.array([config.pp for config in configs], dtype=np.int64)
+        max_stages = int(self.num_stages.max(initial=1))
+        self.stage_latency: NDArray[np.float64] = np.full(
+            (len(profiles), len(configs), len(self.batch_sizes), max_stages), np.nan
+        )
+        for model_id, profile in enumerate(profiles):
+            for key, data in profile.para_dict.items():
+                config = ParallelConfig(*key)
+                for batch_id, batch_size in enumerate(self.batch_sizes):
+                    # a batch size that is missing is reported when the config is used
+                    if batch_size in data.latency:
+                        latency = np.array(profile.stage_latency(config, batch_size))
+                        self.stage_latency[model_id, self.config_ids[config], batch_id, : config.pp] = latency * (
+                            1 + STAGE_PENALTY * config.pp
+                        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def has(self, model_id: int, config: ParallelConfig) -> bool:
+        """Tell whether the model is profiled on `config`."""
+        return config in self.profiles[model_id].para_dict
+
+
+@dataclass(frozen=True)
+class RequestTable:
+    """Requests as arrays of shape (n,), in the order of their arrivals.
+
+    Attributes
+    ----------
+    arrivals : ndarray of float64
+        Seconds.
+    model_ids : ndarray of int32
+        Row in the model table; -1 for a model that is not registered.
+    slos : ndarray of float64
+        Seconds; infinity for none.
+    model_num_requests : ndarray of int64, shape (num_models,)
+    """
+
+    arrivals: NDArray[np.float64]
+    model_ids: NDArray[np.int32]
+    slos: NDArray[np.float64]
+    model_num_requests: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+    @classmethod
+    def of_workload(cls, workload: Workload, model_names: Sequence[str]) -> RequestTable:
+        """Return the requests of `workload`; its models are found by name.
+
+        Requests for names that are not among `model_names` are kept, unregistered; one warning counts them.
+        """
+        names = tuple(model_names)
+        cached = workload.cached_data if workload.enable_simulator_cache else None
+        if cached is not None and cached[0] == names:
+            table: RequestTable = cached[1]
+            return table
+        position = {name: model_id for model_id, name in enumerate(names)}
+        translation = np.array([position.get(name, -1) for name in workload.model_names] or [-1], dtype=np.int32)
+        table = cls.of_arrays(workload.arrivals, translation[workload.model_ids], workload.slos, len(names))
+        num_unknown = len(table) - int(table.model_num_requests.sum())
+        if num_unknown:
+            unknown = {
+                name: workload.num_model_requests(name) for name in workload.model_names if name not in position
+            }
+            counts = ", ".join(f"{name!r}: {count}" for name, count in unknown.items() if count)
+            logger.warning(
+                "%d of %d requests name a model that is not registered and will not be served (%s)",
+                num_unknown,
+                len(table),
+                counts,
+            )
+        if workload.enable_simulator_cache:
+            workload.cached_data = (names, table)
+        return table
+
+    @classmethod
+    def of_arrays(
+        cls,
+        arrivals: NDArray[np.float64],
+        model_ids: NDArray[np.int32],
+        slos: NDArray[np.float64],
+        num_models: int,
+    ) -> RequestTable:
+        """Return the requests given as arrays of equal length.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If the lengths differ, a value is not a number, arrivals descend or a model id is too large.
+        """
+        arrivals = np.ascontiguousarray(arrivals, dtype=np.float64)
+        model_ids = np.ascontiguousarray(model_ids, dtype=np.int32)
+        slos = np.ascontiguousarray(slos, dtype=np.float64)
+        if not len(arrivals) == len(model_ids) == len(slos):
+            raise InvalidWorkloadError(
+                f"unequal lengths: {len(arrivals)} arrivals, {len(model_ids)} model ids, {len(slos)} SLOs"
+            )
+        if len(arrivals):
+            if not np.isfinite(arrivals).all() or np.isnan(slos).any():
+                raise InvalidWorkloadError("arrivals must be finite and SLOs must be numbers")
+            if np.diff(arrivals).min(initial=0.0) < 0:
+                raise InvalidWorkloadError("arrivals must not descend")
+            if model_ids.max() >= num_models:
+                raise InvalidWorkloadError(f"model id {model_ids.max()}: there are {num_models} models")
+        # bin 0 counts the unregistered
+        counts = np.bincount(np.maximum(model_ids, -1) + 1, minlength=num_models + 1)[1:]
+        return cls(arrivals, model_ids, slos, counts.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class ReplicaTable:
+    """The replicas of a placement as arrays, ordered by model, then by group.
+
+    Attributes
+    ----------
+    num_groups : int
+    model_start : ndarray of int64, shape (num_models + 1,)
+        Replicas model_start[m] to model_start[m + 1] - 1 are those of model m.
+    group : ndarray of int64, shape (num_replicas,)
+    num_stages : ndarray of int64, shape (num_replicas,)
+    latency : ndarray of float64, shape (num_replicas, num_batch_sizes, max_stages)
+        Seconds per stage.
+    """
+
+    num_groups: int
+    model_start: NDArray[np.int64]
+    group: NDArray[np.int64]
+    num_stages: NDArray[np.int64]
+    latency: NDArray[np.float64]
+
+    @classmethod
+    def of_groups(
+        cls, models: ModelTable, group_configs: Sequence[ParallelConfig], group_models: Sequence[Sequence[int]]
+    ) -> ReplicaTable:
+        """Return the replicas of the given groups.
+
+        A model on a config that its profile lacks is left out: that group cannot serve it.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If a model id is out of range.
+        InvalidProfileError
+            If a profile lacks one of the batch sizes on a config that it has.
+        """
+        pairs = sorted(
+            (model_id, group_id)
+            for group_id, (config, members) in enumerate(zip(group_configs, group_models, strict=True))
+            for model_id in members
+            if _is_profiled(models, model_id, config, group_id)
+        )
+        model_ids = np.array([model_id for model_id, _ in pairs], dtype=np.int64)
+        groups = np.array([group_id for _, group_id in pairs], dtype=np.int64)
+        config_of_group = np.array([models.config_ids.get(config, -1) for config in group_configs], dtype=np.int64)
+        config_ids = config_of_group[groups] if len(pairs) else groups
+        latency = models.stage_latency[model_ids, config_ids]
+        num_stages = models.num_stages[config_ids]
+        missing = np.flatnonzero(np.isnan(latency[:, :, 0]).any(axis=1))
+        if len(missing):
+            model_id, group_id = pairs[missing[0]]
+            for batch_size in models.batch_sizes:
+                models.profiles[model_id].stage_latency(group_configs[group_id], batch_size)
+        starts = np.searchsorted(model_ids, np.arange(len(models) + 1))
+        return cls(len(group_configs), starts.astype(np.int64), groups, num_stages, np.ascontiguousarray(latency))
+
+    @classmethod
+    def of_placement(cls, models: ModelTable, placement: ModelPlacement) -> ReplicaTable:
+        """Return the replicas of `placement` (:meth:`of_groups`), warning of those that a profile rules out."""
+        table = cls.of_groups(models, placement.group_configs, placement.group_models)
+        left_out = placement.num_replicas - len(table.group)
+        if left_out:
+            logger.warning("%d replicas are on a config that their model's profile lacks; they serve nothing", left_out)
+        return table
+
+
+def _is_profiled(models: ModelTable, model_id: int, config: ParallelConfig, group_id: int) -> bool:
+    if not 0 <= model_id < len(models):
+        raise InvalidPlacementError(f"group {group_id}: no model {model_id}; models are 0 to {len(models) - 1}")
+    return models.has(model_id, config)

@@ -1,0 +1,402 @@
+"""Requests, and the columnar workload that holds them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from alpa_serve.errors import InvalidWorkloadError
+from alpa_serve.simulator import stats as statistics
+from alpa_serve.util import eps
+from alpa_serve.validation import check_int, check_real
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from alpa_serve.simulator.stats import StatsResult
+
+
+@dataclass(eq=False)
+class Request:
+    """One request.
+
+    Attributes
+    ----------
+    model_name : str
+    data : object
+        What is asked, e.g. the prompt.
+    slo : float or None
+        Latency objective in seconds from arrival; None for none.
+    idx : int
+        Its position in the workload.
+    time_stamp : float or None
+        Arrival in seconds from the start of the workload.
+    submit_time : float or None
+        Seconds; set when it is sent.
+    """
+
+    model_name: str
+    data: Any
+    slo: float | None
+    idx: int
+    time_stamp: float | None
+    submit_time: float | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Request):
+            return NotImplemented
+        return self._fields() == other._fields()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _fields(self) -> tuple[Any, ...]:
+        return self.model_name, self.data, self.slo, self.idx, self.time_stamp, self.submit_time
+
+
+class _WorkloadRequest(Request):
+    """A request that looks into a workload: setting `slo`, `data` or `submit_time` changes the workload."""
+
+    def __init__(self, workload: Workload, idx: int) -> None:
+        slo = float(workload.slos[idx])
+        super().__init__(
+            workload.model_names[workload.model_ids[idx]],
+            None if workload.data is None else workload.data[idx],
+            None if np.isinf(slo) else slo,
+            idx,
+            float(workload.arrivals[idx]),
+            None if np.isnan(workload.submit_times[idx]) else float(workload.submit_times[idx]),
+        )
+        self.__dict__["_workload"] = workload
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_workload" in self.__dict__:
+            self._workload.set_request_field(self.idx, name, value)
+        super().__setattr__(name, value)
+
+
+class _Requests(Sequence[Request]):
+    """The requests of a workload as objects, made when somebody looks."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+
+    def __len__(self) -> int:
+        return len(self._workload)
+
+    @overload
+    def __getitem__(self, key: int) -> Request: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[Request]: ...
+
+    def __getitem__(self, key: int | slice) -> Request | list[Request]:
+        positions = range(len(self))[key]
+        if isinstance(positions, range):
+            return [_WorkloadRequest(self._workload, idx) for idx in positions]
+        return _WorkloadRequest(self._workload, positions)
+
+
+class Workload:
+    """Who asks for what, when: requests in the order of their arrivals, kept as columns.
+
+    Parameters
+    ----------
+    arrivals : array_like of float, shape (n,)
+        Seconds from the start, finite, >= 0, not descending.
+    requests : sequence of Request, length n
+        Their `idx` and `time_stamp` follow from the position and `arrivals`.
+
+    Attributes
+    ----------
+    arrivals : ndarray of float64, shape (n,)
+    model_ids : ndarray of int32, shape (n,)
+        Model of each request, an index into `model_names`.
+    model_names : tuple of str
+    slos : ndarray of float64, shape (n,)
+        Seconds; infinity for none.
+    data : ndarray of object, shape (n,), or None
+    requests : sequence of Request
+        A view: the objects are made when looked at, and what is set on them is set here.
+    enable_simulator_cache : bool
+        Whether the simulator may keep what it derives from this workload in `cached_data`.
+
+    Raises
+    ------
+    InvalidWorkloadError
+        If lengths differ or a value is out of range.
+    """
+
+    def __init__(self, arrivals: ArrayLike, requests: Sequence[Request]) -> None:
+        names: dict[str, int] = {}
+        model_ids = [names.setdefault(request.model_name, len(names)) for request in requests]
+        data = [request.data for request in requests]
+        submitted = [request.submit_time for request in requests]
+        self._set_columns(
+            arrivals,
+            model_ids,
+            tuple(names),
+            [np.inf if request.slo is None else request.slo for request in requests],
+            data if any(item is not None for item in data) else None,
+        )
+        if any(time is not None for time in submitted):
+            self.submit_times = np.array([np.nan if time is None else time for time in submitted], dtype=np.float64)
+
+    @classmethod
+    def from_columns(
+        cls,
+        arrivals: ArrayLike,
+        model_ids: ArrayLike,
+        model_names: Sequence[str],
+        slos: ArrayLike | None = None,
+        data: Sequence[Any] | None = None,
+    ) -> Workload:
+        """Make a workload from its columns, all of length n.
+
+        Parameters
+        ----------
+        arrivals : array_like of float
+            Seconds, finite, >= 0, not descending.
+        model_ids : array_like of int
+            Indices into `model_names`.
+        model_names : sequence of str
+        slos : array_like of float, optional
+            Seconds, one per request or one for all; none if left out.
+        data : sequence, optional
+            What each request asks.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If lengths differ or a value is out of range.
+        """
+        workload = cls.__new__(cls)
+        workload._set_columns(arrivals, model_ids, tuple(model_names), np.inf if slos is None else slos, data)
+        return workload
+
+    def _set_columns(
+        self,
+        arrivals: ArrayLike,
+        model_ids: ArrayLike,
+        model_names: tuple[str, ...],
+        slos: ArrayLike,
+        data: Sequence[Any] | None,
+    ) -> None:
+        self.arrivals: NDArray[np.float64] = _column(arrivals, np.float64, "arrivals")
+        length = len(self.arrivals)
+        self.model_ids: NDArray[np.int32] = _column(model_ids, np.int32, "model ids")
+        slo_column = np.full(length, slos, dtype=np.float64) if np.ndim(slos) == 0 else slos
+        self.slos: NDArray[np.float64] = _column(slo_column, np.float64, "SLOs")
+        self.model_names = model_names
+        self.data: NDArray[np.object_] | None = None
+        if data is not None:
+            self.data = np.empty(len(data), dtype=object)
+            self.data[:] = data
+        self.enable_simulator_cache = False
+        self.cached_data: Any = None
+        self._check()
+
+    def _check(self) -> None:
+        for what, column in (("requests", self.model_ids), ("SLOs", self.slos), ("data", self.data)):
+            if column is not None and len(column) != len(self.arrivals):
+                raise InvalidWorkloadError(
+                    f"{len(self.arrivals)} arrivals but {len(column)} {what}; there must be one per arrival"
+                )
+        bad = np.flatnonzero(~(np.isfinite(self.arrivals) & (self.arrivals >= 0)))
+        if len(bad):
+            raise InvalidWorkloadError(f"arrival {bad[0]} is {self.arrivals[bad[0]]}; must be finite and >= 0 s")
+        gaps = np.diff(self.arrivals)
+        if len(gaps) and gaps.min() < 0:
+            at = int(np.argmax(gaps < 0)) + 1
+            raise InvalidWorkloadError(
+                f"arrival {at} ({self.arrivals[at]} s) is before arrival {at - 1} ({self.arrivals[at - 1]} s); "
+                "sort the requests by arrival"
+            )
+        bad = np.flatnonzero(~(self.slos >= 0))
+        if len(bad):
+            raise InvalidWorkloadError(f"the SLO of request {bad[0]} is {self.slos[bad[0]]}; must be >= 0 s")
+        if len(self.model_ids) and not 0 <= self.model_ids.min() <= self.model_ids.max() < len(self.model_names):
+            raise InvalidWorkloadError(f"model ids must be 0 to {len(self.model_names) - 1}")
+
+    @cached_property
+    def submit_times(self) -> NDArray[np.float64]:
+        """When each request was sent, in seconds; NaN while it was not."""
+        return np.full(len(self), np.nan)
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """The requests as objects."""
+        return _Requests(self)
+
+    def set_request_field(self, idx: int, name: str, value: Any) -> None:
+        """Set `slo`, `data` or `submit_time` of request `idx`.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If the value is out of range, or the field cannot be changed in place.
+        """
+        if name == "slo":
+            self.slos[idx] = (
+                np.inf
+                if value is None
+                else check_real(value, f"SLO of request {idx}", minimum=0, finite=False, error=InvalidWorkloadError)
+            )
+        elif name == "submit_time":
+            self.submit_times[idx] = np.nan if value is None else value
+        elif name == "data":
+            if self.data is None:
+                self.data = np.full(len(self), None, dtype=object)
+            self.data[idx] = value
+        else:
+            raise InvalidWorkloadError(f"{name} of a request in a workload is fixed; make a new Workload")
+        self.cached_data = None
+
+    @cached_property
+    def rate(self) -> float:
+        """Requests per second: 1 / (mean gap + 1e-6); 0 with fewer than two requests."""
+        return 1 / (float(np.diff(self.arrivals).mean()) + eps) if len(self) > 1 else 0.0
+
+    @cached_property
+    def cv(self) -> float:
+        """Standard deviation of the gaps times `rate`; 0 with fewer than two requests."""
+        return float(np.diff(self.arrivals).std()) * self.rate if len(self) > 1 else 0.0
+
+    def num_model_requests(self, model_name: str) -> int:
+        """Return how many requests name the model."""
+        if model_name not in self.model_names:
+            return 0
+        return int(np.count_nonzero(self.model_ids == self.model_names.index(model_name)))
+
+    def select_models(self, model_names: Iterable[str]) -> Workload:
+        """Return the requests of these models only."""
+        wanted = set(model_names)
+        keep = np.array([name in wanted for name in self.model_names], dtype=bool)
+        return self._take(np.flatnonzero(keep[self.model_ids]) if len(self) else np.empty(0, dtype=np.intp))
+
+    def _take(self, key: slice | NDArray[np.intp]) -> Workload:
+        part = Workload.__new__(Workload)
+        part.arrivals, part.model_ids, part.slos = self.arrivals[key], self.model_ids[key], self.slos[key]
+        part.model_names = self.model_names
+        part.data = None if self.data is None else self.data[key]
+        if "submit_times" in self.__dict__:
+            part.submit_times = self.submit_times[key]
+        part.enable_simulator_cache = False
+        part.cached_data = None
+        return part
+
+    @classmethod
+    def empty(cls) -> Workload:
+        """Return the workload without requests."""
+        return cls([], [])
+
+    @classmethod
+    def merge(cls, *args: Workload) -> Workload:
+        """Return all requests of the workloads in the order of arrival; ties keep the order of the arguments."""
+        names = tuple(dict.fromkeys(name for workload in args for name in workload.model_names))
+        if not args:
+            return cls.empty()
+        position = {name: model_id for model_id, name in enumerate(names)}
+        arrivals = np.concatenate([workload.arrivals for workload in args])
+        order = np.argsort(arrivals, kind="stable")
+        merged = cls.__new__(cls)
+        merged.arrivals = arrivals[order]
+        del arrivals
+        merged.model_names = names
+        merged.model_ids = np.concatenate(
+            [
+                np.array([position[name] for name in workload.model_names], dtype=np.int32)[workload.model_ids]
+                for workload in args
+            ]
+        )[order]
+        merged.slos = np.concatenate([workload.slos for workload in args])[order]
+        merged.data = None
+        if any(workload.data is not None for workload in args):
+            blocks = [
+                np.full(len(workload), None, dtype=object) if workload.data is None else workload.data
+                for workload in args
+            ]
+            merged.data = np.concatenate(blocks)[order]
+        merged.enable_simulator_cache = False
+        merged.cached_data = None
+        return merged
+
+    def split_round_robin(self, number: int) -> list[Workload]:
+        """Deal the requests in turn to `number` workloads."""
+        return [self[i::number] for i in range(check_int(number, "number", minimum=1))]
+
+    def split_time_interval(self, interval: float) -> list[Workload]:
+        """Cut into segments; each runs from its first arrival t over the arrivals <= t + `interval` seconds."""
+        check_real(interval, "interval (s)", minimum=0.0, exclusive=True, error=InvalidWorkloadError)
+        segments = []
+        first = 0
+        while first < len(self):
+            end = int(np.searchsorted(self.arrivals, self.arrivals[first] + interval, side="right"))
+            segments.append(self[first:end])
+            first = end
+        return segments
+
+    def compute_stats(self, start: ArrayLike, finish: ArrayLike, good: ArrayLike, warmup: float) -> StatsResult:
+        """Return the statistics of this workload, given how each request fared.
+
+        Parameters
+        ----------
+        start, finish : array_like of float, shape (n,)
+            Seconds; `start` is the arrival.
+        good : array_like of bool, shape (n,)
+            Whether the SLO was met.
+        warmup : float
+            Seconds to cut from both ends.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If lengths differ or the warm-up leaves no request.
+        """
+        return statistics.compute_stats(
+            self.model_ids,
+            self.model_names,
+            np.asarray(start, dtype=np.float64),
+            np.asarray(finish, dtype=np.float64),
+            np.asarray(good, dtype=np.bool_),
+            warmup,
+        )
+
+    @staticmethod
+    def print_stats(stats: StatsResult) -> None:
+        """Show statistics on standard output."""
+        sys.stdout.write(statistics.format_stats(stats) + "\n")
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+    def __getitem__(self, key: slice) -> Workload:
+        if not isinstance(key, slice):
+            raise TypeError("a Workload takes slices only; use .requests[i] for one request")
+        if key.step is not None and key.step < 0:
+            raise InvalidWorkloadError("a Workload cannot be reversed: arrivals must not descend")
+        return self._take(key)
+
+    def __add__(self, other: Workload) -> Workload:
+        if not isinstance(other, Workload):
+            return NotImplemented
+        return Workload.merge(self, other)
+
+    def __repr__(self) -> str:
+        return f"Workload({len(self)} requests, {len(self.model_names)} models, rate={self.rate:.4g}, cv={self.cv:.4g})"
+
+
+def _column(values: ArrayLike, dtype: type, what: str) -> NDArray[Any]:
+    try:
+        column = np.array(values, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise InvalidWorkloadError(f"{what} must be numbers: {error}") from None
+    if column.ndim != 1:
+        raise InvalidWorkloadError(f"{what} must have one dimension, got shape {column.shape}")
+    return column

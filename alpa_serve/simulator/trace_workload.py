@@ -1,0 +1,246 @@
+"""Workloads that follow the minute counts of a recorded trace, as MaverIQ's evaluation makes them."""
+
+from __future__ import annotations
+
+import random as stdlib_random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alpa_serve.errors import InvalidConfigError, InvalidTraceError, InvalidWorkloadError, UnknownNameError
+from alpa_serve.simulator.arrivals import ArrivalProcess
+from alpa_serve.simulator.requests import Workload
+from alpa_serve.validation import check_int, check_known, check_real
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+STEP_S = 30.0
+"""Seconds into which one minute of the trace is squeezed."""
+
+STEP_FILLED_S = 29.9
+"""Seconds of a step within which its requests arrive."""
+
+LOAD_S = 90.0
+"""Seconds by which every loaded model moves all later requests."""
+
+PROMPT_OFFSET = 65
+"""Request n takes prompt n + 65 of the shuffled data set."""
+
+PROMPT_CHARACTERS = 512
+"""Prompts are cut to this length."""
+
+
+@dataclass(frozen=True)
+class TokenLatency:
+    """Seconds to the first token (TTFT) and per further output token (TPOT)."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+TOKEN_LATENCIES = {
+    "llama-2-7b": TokenLatency(0.095533915, 0.024334018),
+    "llama-2-13b": TokenLatency(0.20458082199096672, 0.042090748),
+    "llama-2-70b": TokenLatency(1.0234498834609982, 0.20715084600448613),
+    "falcon-7b": TokenLatency(0.094534717, 0.023615638256073004),
+    "falcon-40b": TokenLatency(0.6126346445083621, 0.12438445138931271),
+    "gptj-6b": TokenLatency(0.092631068, 0.020843485),
+}
+"""MaverIQ's measurements on one A6000 each (more where the model needs them), from which it derives SLOs."""
+
+
+def model_slo(model_name: str, output_length: int, slo_scale: float) -> float:
+    """Return the SLO in seconds: `slo_scale` times (TTFT + TPOT * `output_length`) of the model.
+
+    Raises
+    ------
+    UnknownNameError
+        If the model was not measured; the message lists those that were.
+    """
+    latency = TOKEN_LATENCIES[check_known(model_name, TOKEN_LATENCIES, "model")]
+    return slo_scale * (latency.ttft_s + latency.tpot_s * output_length)
+
+
+class WorkloadFromTrace(ArrivalProcess):
+    """Requests whose number per step follows a trace.
+
+    The timestamps are rounded to the nearest minute and counted; the counts are scaled, truncated, and played twice,
+    a minute of the trace in 30 s.
+
+    Parameters
+    ----------
+    rate_scale : float
+        Factor on the requests per minute, > 0.
+    trace : pandas.DataFrame
+        With a column TIMESTAMP of datetimes (or text that says one).
+
+    Raises
+    ------
+    InvalidTraceError
+        If there is no such column, it is empty, or an entry is no date.
+    """
+
+    def __init__(self, rate_scale: float, trace: pd.DataFrame) -> None:
+        self.rate_scale = check_real(rate_scale, "rate_scale", minimum=0.0, exclusive=True)
+        self.minute_counts = _minute_counts(trace)
+        once = (self.minute_counts * self.rate_scale).astype(np.int64)
+        self.step_counts: NDArray[np.int64] = np.concatenate([once, once])
+
+    def rate(self) -> float:
+        """Return the requests per second of the steps, before models take time to load."""
+        return float(self.step_counts.sum()) / (STEP_S * len(self.step_counts))
+
+    def cv(self) -> float:
+        """Return the coefficient of variation of the gaps, from their expected first and second moments.
+
+        Within a step of c requests, uniform over L seconds, a gap has mean L / (c + 1) and second moment
+        2 L^2 / ((c + 1) (c + 2)); between steps, two such ends and the idle time between them add up.
+        """
+        busy = np.flatnonzero(self.step_counts)
+        counts = self.step_counts[busy].astype(np.float64)
+        if counts.sum() < 2:
+            return 0.0
+        mean = STEP_FILLED_S / (counts + 1)
+        second = 2 * STEP_FILLED_S**2 / ((counts + 1) * (counts + 2))
+        variance = second - mean**2
+        idle = np.diff(busy) * STEP_S - STEP_FILLED_S
+        across_mean = mean[:-1] + idle + mean[1:]
+        across_second = across_mean**2 + variance[:-1] + variance[1:]
+        num_gaps = counts.sum() - 1
+        total = float(((counts - 1) * mean).sum() + across_mean.sum()) / num_gaps
+        total_second = float(((counts - 1) * second).sum() + across_second.sum()) / num_gaps
+        return float(np.sqrt(max(total_second - total**2, 0.0)) / total)
+
+    def params(self) -> tuple[float, int]:
+        """Return (rate scale, minutes in the trace)."""
+        return self.rate_scale, len(self.minute_counts)
+
+    def generate_arrivals(self, start: float, duration: float, seed: int = 0) -> NDArray[np.float64]:
+        """Return the arrivals of the steps from `start` on, before models take time to load, within `duration`."""
+        check_real(start, "start (s)", minimum=0.0)
+        check_real(duration, "duration (s)", minimum=0.0)
+        random = np.random.RandomState(seed)
+        times = np.concatenate(
+            [STEP_S * i + self._step_times(random, count) for i, count in enumerate(self.step_counts)]
+        )
+        return start + times[times < duration]
+
+    @staticmethod
+    def _step_times(random: np.random.RandomState, count: int) -> NDArray[np.float64]:
+        return np.sort(random.uniform(0, STEP_FILLED_S, size=count))
+
+    # AlpaServe's base class has one model name here; a trace drives a list of models
+    def generate_workload(  # type: ignore[override]
+        self,
+        model_list: Sequence[Mapping[str, Any]],
+        dataset: str | None = None,
+        slo: float = 5,
+        seed: int = 42,
+    ) -> Workload:
+        """Draw the workload of several models that are loaded one after the other.
+
+        At step i the models with load_time i load, which moves all that follows by 90 s a model; each request then
+        goes to one of the loaded models with equal chance.
+
+        Parameters
+        ----------
+        model_list : sequence of mappings
+            Each with ``id`` (requests name ``m{id}``), ``name``, ``load_time`` (a step) and ``output_length``
+            (tokens), in the order of loading.
+        dataset : str, optional
+            Name of a Hugging Face data set (or of a folder with one) whose rows have ``conversations[0].text``, to
+            take prompts from. Prompts do not influence a placement; by default there are none.
+        slo : float
+            Factor on TTFT + TPOT * output_length of each model.
+        seed : int
+            Equal seeds give equal workloads.
+
+        Raises
+        ------
+        InvalidConfigError, UnknownNameError
+            If a model lacks a field or is not known, or the data set cannot be loaded.
+        """
+        check_real(slo, "slo (factor)", minimum=0.0, exclusive=True)
+        models = [_checked_model(model, position) for position, model in enumerate(model_list)]
+        slos = np.array([model_slo(model["name"], model["output_length"], slo) for model in models])
+        loads = [model["load_time"] for model in models]
+        random = np.random.RandomState(seed)
+        loaded = 0
+        arrivals, chosen = [], []
+        for step, count in enumerate(self.step_counts):
+            loaded += loads.count(step)
+            times = self._step_times(random, count)
+            if loaded:
+                arrivals.append(STEP_S * step + LOAD_S * loaded + times)
+                chosen.append(random.choice(loaded, size=count))
+        model_ids = np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int32)
+        return Workload.from_columns(
+            np.concatenate(arrivals) if arrivals else [],
+            model_ids,
+            [f"m{model['id']}" for model in models],
+            slos[model_ids],
+            None if dataset is None else _prompts(dataset, seed, len(model_ids)),
+        )
+
+
+def _minute_counts(trace: pd.DataFrame) -> NDArray[np.int64]:
+    """Return requests per minute from the first to the last, empty minutes 0."""
+    import pandas as pd
+
+    if not isinstance(trace, pd.DataFrame):
+        raise InvalidTraceError(f"a trace is a pandas DataFrame with a TIMESTAMP column, got {type(trace).__name__}")
+    if "TIMESTAMP" not in trace.columns:
+        raise InvalidTraceError(f"the trace has no column TIMESTAMP; it has {', '.join(map(str, trace.columns))}")
+    if not len(trace):
+        raise InvalidTraceError("the trace has no request")
+    stamps = trace["TIMESTAMP"]
+    if not pd.api.types.is_datetime64_any_dtype(stamps):
+        if pd.api.types.is_numeric_dtype(stamps):
+            raise InvalidTraceError(f"TIMESTAMP must be dates, got numbers such as {stamps.iloc[0]!r}")
+        stamps = pd.to_datetime(stamps, errors="coerce", format="ISO8601")
+    bad = np.flatnonzero(stamps.isna().to_numpy())
+    if len(bad):
+        raise InvalidTraceError(f"row {bad[0]} of the trace: TIMESTAMP {trace['TIMESTAMP'].iloc[bad[0]]!r} is no date")
+    minutes = stamps.dt.round("min")
+    offsets = ((minutes - minutes.min()) // pd.Timedelta(minutes=1)).to_numpy()
+    return np.bincount(offsets)
+
+
+def _checked_model(model: Mapping[str, Any], position: int) -> Mapping[str, Any]:
+    missing = [key for key in ("id", "name", "load_time", "output_length") if key not in model]
+    if missing:
+        raise InvalidConfigError(f"entry {position} of model_list lacks {', '.join(missing)}: {dict(model)}")
+    for key in ("load_time", "output_length"):
+        check_int(model[key], f"{key} of entry {position} of model_list", minimum=0)
+    return model
+
+
+def _prompts(dataset: str, seed: int, count: int) -> list[str]:
+    """Return `count` prompts of a Hugging Face data set."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(dataset, split="train")
+    except Exception as error:
+        # the hub client fails in many ways: no such name, no network, a damaged cache
+        raise UnknownNameError(
+            f"cannot load the data set {dataset!r}: {error}. Prompts do not influence a placement: "
+            "leave dataset out (None) to go on without them"
+        ) from error
+    try:
+        texts = [row["conversations"][0]["text"] for row in rows]
+    except (KeyError, IndexError, TypeError) as error:
+        raise InvalidWorkloadError(
+            f"the data set {dataset!r} has rows without conversations[0].text: {error!r}"
+        ) from error
+    if not texts:
+        raise InvalidWorkloadError(f"the data set {dataset!r} has no rows")
+    stdlib_random.Random(seed).shuffle(texts)
+    return [
+        texts[(n + PROMPT_OFFSET) % len(texts)].replace("\n", "CHANGELINE")[:PROMPT_CHARACTERS] for n in range(count)
+    ]

@@ -1,0 +1,34 @@
+"""Workloads and arrival processes under the names that AlpaServe gives them.
+
+Requests and workloads live in :mod:`~alpa_serve.simulator.requests`, processes in
+:mod:`~alpa_serve.simulator.arrivals`, trace-driven workloads in :mod:`~alpa_serve.simulator.trace_workload`,
+statistics in :mod:`~alpa_serve.simulator.stats`.
+"""
+
+from alpa_serve.simulator.arrivals import (
+    ArrivalProcess,
+    DeterministicProcess,
+    GammaProcess,
+    ParetoProcess,
+    PoissonProcess,
+    UniformMMPP,
+)
+from alpa_serve.simulator.requests import Request, Workload
+from alpa_serve.simulator.stats import DEFAULT_WARMUP, PerDeviceStatsResult, PerModelStatsResult, StatsResult
+from alpa_serve.simulator.trace_workload import WorkloadFromTrace
+
+__all__ = [
+    "DEFAULT_WARMUP",
+    "ArrivalProcess",
+    "DeterministicProcess",
+    "GammaProcess",
+    "ParetoProcess",
+    "PerDeviceStatsResult",
+    "PerModelStatsResult",
+    "PoissonProcess",
+    "Request",
+    "StatsResult",
+    "UniformMMPP",
+    "Workload",
+    "WorkloadFromTrace",
+]
