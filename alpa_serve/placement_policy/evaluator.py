@@ -1,0 +1,242 @@
+"""Scores of placements: what the search methods see of the simulator."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alpa_serve.errors import InvalidConfigError, InvalidProfileError
+from alpa_serve.simulator.fast import simulate_counts
+from alpa_serve.simulator.problem import ModelTable, ReplicaTable, RequestTable
+from alpa_serve.simulator.stats import goodput_stats, request_rate
+from alpa_serve.util import eps
+from alpa_serve.validation import check_known
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
+    from alpa_serve.profiling import ParallelConfig
+    from alpa_serve.simulator.fast import Counts
+    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.stats import StatsResult
+
+METHODS = ("fast_simulator",)
+"""How placements can be evaluated."""
+
+_MEMO_SIZE = 20_000
+
+Island = tuple[tuple["ParallelConfig", tuple[int, ...]], ...]
+"""Groups that are linked by the models they share: (config, models) per group, in the order of the groups."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a placement attains on the workload of its evaluator.
+
+    Attributes
+    ----------
+    goodput : float
+        SLO attainment over all requests.
+    latency_mean : float
+        Seconds over all requests; one that was dropped counts 0.
+    num_replicas : int
+    model_goodput : ndarray of float64, shape (num_models,)
+        Good requests / (requests + 1e-6).
+    model_num_good : ndarray of int64, shape (num_models,)
+    group_num_requests : ndarray of int64, shape (num_groups,)
+    """
+
+    goodput: float
+    latency_mean: float
+    num_replicas: int
+    model_goodput: NDArray[np.float64]
+    model_num_good: NDArray[np.int64]
+    group_num_requests: NDArray[np.int64]
+
+    @property
+    def score(self) -> float:
+        """What the searches maximise: goodput, then short latency, then replicas."""
+        return self.goodput - self.latency_mean / 10000 + self.num_replicas / 1e6
+
+
+class PlacementEvaluator:
+    """Evaluates placements of some models under a workload.
+
+    Models and requests are compiled into arrays once, here. An evaluation simulates only those islands (groups linked
+    by the models they share) of a placement that no earlier evaluation has met: islands do not influence each other.
+
+    Parameters
+    ----------
+    model_datas : sequence of ModelData
+    cluster_env : ClusterEnv
+    workload : Workload
+        Requests find their model by name.
+    method : str
+        "fast_simulator".
+    parallel : bool
+        Evaluate several placements on as many threads as there are cores.
+
+    Attributes
+    ----------
+    model_num_requests : ndarray of int64, shape (num_models,)
+
+    Raises
+    ------
+    AlpaServeError
+        If a profile, the workload or the method is not valid.
+    """
+
+    def __init__(
+        self,
+        model_datas: Sequence[ModelData],
+        cluster_env: ClusterEnv,
+        workload: Workload,
+        method: str = "fast_simulator",
+        parallel: bool = False,
+    ) -> None:
+        self.model_datas = list(model_datas)
+        self.cluster_env = cluster_env
+        self.workload = workload
+        self.method = check_known(method, METHODS, "evaluation method")
+        self.parallel = parallel
+        names = [data.name for data in self.model_datas]
+        if len(set(names)) != len(names):
+            raise InvalidConfigError(f"model names must differ, got {names}")
+        self._models = ModelTable(names, [data.profiling_result for data in self.model_datas])
+        self._requests = RequestTable.of_workload(workload, names)
+        self._weights: dict[ParallelConfig, NDArray[np.float64]] = {}
+        self._memo: dict[Island, Counts] = {}
+
+    @property
+    def model_num_requests(self) -> NDArray[np.int64]:
+        """Requests per model, shape (num_models,)."""
+        return self._requests.model_num_requests
+
+    def weights(self, config: ParallelConfig) -> NDArray[np.float64]:
+        """Return the weight bytes of each model on one device of a group of `config`; infinite if not profiled."""
+        if config not in self._weights:
+            self._weights[config] = model_weights(self.model_datas, config)
+        return self._weights[config]
+
+    def evaluate(self, placement: ModelPlacement) -> Evaluation:
+        """Return what `placement` attains; the same figures as one simulation of the whole."""
+        num_good = np.zeros(len(self._models), np.int64)
+        latency = np.zeros(len(self._models))
+        group_num_requests = np.zeros(len(placement.group_configs), np.int64)
+        for group_ids in linked_groups(placement.group_models):
+            island = tuple((placement.group_configs[g], tuple(placement.group_models[g])) for g in group_ids)
+            counts = self._simulate(island)
+            members = list({model_id for _, models in island for model_id in models})
+            num_good[members] = counts.model_num_good[members]
+            latency[members] = counts.model_latency[members]
+            group_num_requests[group_ids] = counts.group_num_requests
+        n = len(self._requests)
+        return Evaluation(
+            goodput=int(num_good.sum()) / n if n else 0.0,
+            latency_mean=float(latency.sum()) / n if n else 0.0,
+            num_replicas=placement.num_replicas,
+            model_goodput=num_good / (self.model_num_requests + eps),
+            model_num_good=num_good,
+            group_num_requests=group_num_requests,
+        )
+
+    def _simulate(self, island: Island) -> Counts:
+        counts = self._memo.get(island)
+        if counts is None:
+            replicas = ReplicaTable.of_groups(
+                self._models, [config for config, _ in island], [models for _, models in island]
+            )
+            counts = simulate_counts(self._requests, replicas)
+            if len(self._memo) >= _MEMO_SIZE:
+                self._memo.clear()
+            self._memo[island] = counts
+        return counts
+
+    def evaluate_all(self, placements: Sequence[ModelPlacement]) -> list[Evaluation]:
+        """Return what each placement attains, in their order."""
+        if self.parallel and len(placements) > 1:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return list(pool.map(self.evaluate, placements))
+        return [self.evaluate(placement) for placement in placements]
+
+    def get_scores(self, sols: Sequence[ModelPlacement]) -> NDArray[np.float64]:
+        """Return the score of each placement: goodput - latency_mean / 10000 + num_replicas / 1e6."""
+        return np.array([evaluation.score for evaluation in self.evaluate_all(sols)])
+
+    def get_stats(self, sols: Sequence[ModelPlacement]) -> list[tuple[float, list[float], list[int], StatsResult]]:
+        """Return (goodput, goodput per model, requests per group, StatsResult) of each placement."""
+        stats = []
+        for evaluation in self.evaluate_all(sols):
+            result = goodput_stats(
+                self._models.names,
+                self.model_num_requests,
+                evaluation.model_num_good,
+                evaluation.group_num_requests.tolist(),
+                len(self._requests),
+                evaluation.latency_mean,
+                request_rate(self._requests.arrivals),
+            )
+            stats.append(
+                (evaluation.goodput, evaluation.model_goodput.tolist(), result.group_num_requests, result)
+            )
+        return stats
+
+
+def model_weights(model_datas: Sequence[ModelData], config: ParallelConfig) -> NDArray[np.float64]:
+    """Return the weight bytes of each model on one device of a group of `config`.
+
+    Returns
+    -------
+    ndarray of float64, shape (num_models,)
+        Infinite for a model whose profile lacks the config.
+
+    Raises
+    ------
+    InvalidProfileError
+        If a profile has the config, but no valid weights or batch size 1 on it.
+    """
+    weights = np.full(len(model_datas), np.inf)
+    for model_id, data in enumerate(model_datas):
+        profile = data.profiling_result
+        if config in profile.para_dict:
+            try:
+                profile.stage_latency(config)
+                weights[model_id] = profile.weight_bytes(config)
+            except InvalidProfileError as error:
+                raise InvalidProfileError(f"model {data.name!r}: {error}") from error
+    return weights
+
+
+def linked_groups(group_models: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Sort groups into islands: two groups that hold the same model are in one island.
+
+    Returns
+    -------
+    list of list of int
+        Group ids, ascending within an island; islands by their first group.
+    """
+    parent = list(range(len(group_models)))
+
+    def root(group_id: int) -> int:
+        while parent[group_id] != group_id:
+            parent[group_id] = parent[parent[group_id]]
+            group_id = parent[group_id]
+        return group_id
+
+    holder: dict[int, int] = {}
+    for group_id, models in enumerate(group_models):
+        for model_id in models:
+            one, other = root(holder.setdefault(model_id, group_id)), root(group_id)
+            # the smaller id stays root, so that islands come out in order
+            parent[max(one, other)] = min(one, other)
+    islands: dict[int, list[int]] = {}
+    for group_id in range(len(group_models)):
+        islands.setdefault(root(group_id), []).append(group_id)
+    return list(islands.values())

@@ -1,0 +1,279 @@
+"""Placement as integer programs, solved by HiGHS through SciPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError
+from alpa_serve.placement import ModelPlacement
+from alpa_serve.placement_policy.evaluator import model_weights
+from alpa_serve.profiling import ParallelConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from alpa_serve.placement import ClusterEnv, ModelData
+
+SUM_WEIGHT = 1e-4
+"""Weight of the summed tolerances in the objective, beside that of the smallest."""
+
+DEFAULT_TIME_LIMIT_S = 60.0
+
+
+@dataclass
+class _Program:
+    """A mixed-integer linear program that is built row by row; maximised."""
+
+    objective: list[float] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+    integral: list[int] = field(default_factory=list)
+    rows: list[Mapping[int, float]] = field(default_factory=list)
+    row_lower: list[float] = field(default_factory=list)
+    row_upper: list[float] = field(default_factory=list)
+
+    def variable(self, upper: float, *, integral: bool, objective: float = 0.0) -> int:
+        """Add a variable within [0, upper] and return its number."""
+        self.objective.append(objective)
+        self.upper.append(upper)
+        self.integral.append(int(integral))
+        return len(self.objective) - 1
+
+    def constrain(self, row: Mapping[int, float], lower: float = -np.inf, upper: float = np.inf) -> None:
+        """Demand lower <= sum of coefficient * variable <= upper."""
+        self.rows.append(row)
+        self.row_lower.append(lower)
+        self.row_upper.append(upper)
+
+    def solve(self, time_limit: float) -> NDArray[np.float64]:
+        """Return the values of the variables.
+
+        Raises
+        ------
+        InfeasiblePlacementError
+            If there is no solution, or none was found in time.
+        """
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
+        columns = [column for row in self.rows for column in row]
+        values = [value for row in self.rows for value in row.values()]
+        row_ends = np.cumsum([0, *map(len, self.rows)])
+        matrix = csr_array((values, columns, row_ends), shape=(len(self.rows), len(self.objective)))
+        solution = milp(
+            -np.array(self.objective),
+            integrality=np.array(self.integral),
+            bounds=Bounds(0, np.array(self.upper)),
+            constraints=LinearConstraint(matrix, np.array(self.row_lower), np.array(self.row_upper)),
+            options={"time_limit": time_limit},
+        )
+        if solution.x is None:
+            reason = "the problem is infeasible" if solution.status == 2 else str(solution.message)
+            raise InfeasiblePlacementError(f"the integer program has no placement: {reason} (limit {time_limit:g} s)")
+        values_found: NDArray[np.float64] = solution.x
+        return values_found
+
+
+def _tolerance_objective(program: _Program, capacity: Sequence[Mapping[int, float]], rates: Sequence[float]) -> None:
+    """Maximise min(tolerance) + SUM_WEIGHT * sum(tolerance), tolerance = capacity / rate, over models with a rate."""
+    smallest = program.variable(np.inf, integral=False, objective=1.0)
+    for terms, rate in zip(capacity, rates, strict=True):
+        if rate > 0:
+            row = {variable: value / rate for variable, value in terms.items()}
+            for variable, value in row.items():
+                program.objective[variable] += SUM_WEIGHT * value
+            program.constrain({smallest: -1.0, **row}, lower=0.0)
+    if not any(rate > 0 for rate in rates):
+        raise InvalidConfigError("no model has a rate above 0: there is no tolerance to maximise")
+
+
+def solve_replication(
+    model_datas: Sequence[ModelData], cluster_env: ClusterEnv, time_limit: float = DEFAULT_TIME_LIMIT_S
+) -> ModelPlacement:
+    """Place replicas on single devices such that every model tolerates the largest multiple of its rate.
+
+    Maximises min_i t_i + 1e-4 * sum_i t_i with t_i = replicas_i * throughput_i / rate_i, a device holding the weights
+    of its models within the budget.
+
+    Parameters
+    ----------
+    model_datas : sequence of ModelData
+    cluster_env : ClusterEnv
+    time_limit : float
+        Seconds; the best solution found by then is returned.
+
+    Raises
+    ------
+    InfeasiblePlacementError
+        If no solution exists or none was found in time.
+    """
+    config = ParallelConfig(1, 1, 1)
+    weights = model_weights(model_datas, config)
+    devices = range(cluster_env.num_devices)
+    program = _Program()
+    replicas: list[list[int]] = []
+    capacity: list[dict[int, float]] = []
+    for data, weight in zip(model_datas, weights, strict=True):
+        fits = weight <= cluster_env.mem_budget
+        replicas.append([program.variable(float(fits), integral=True) for _ in devices])
+        throughput = 1 / max(data.profiling_result.stage_latency(config)) if fits else 0.0
+        capacity.append(dict.fromkeys(replicas[-1], throughput))
+    for device in devices:
+        program.constrain(
+            {
+                on_device[device]: weight / cluster_env.mem_budget
+                for on_device, weight in zip(replicas, weights, strict=True)
+                if np.isfinite(weight)
+            },
+            upper=1.0,
+        )
+    _tolerance_objective(program, capacity, [data.rate for data in model_datas])
+    values = program.solve(time_limit)
+    return ModelPlacement(
+        [config] * len(devices),
+        [
+            [model_id for model_id, on_device in enumerate(replicas) if values[on_device[device]] > 0.5]
+            for device in devices
+        ],
+    )
+
+
+PIPELINE_CONFIGS = tuple(ParallelConfig(1, 1, num_stages) for num_stages in (1, 2, 4, 8))
+"""The group configs that the model-parallel program chooses among."""
+
+STAGE_DISCOUNT = 0.99
+"""Factor on a model's capacity for each pipeline stage."""
+
+
+def requests_within_slo(data: ModelData, config: ParallelConfig) -> float:
+    """Return how many requests, pipelined one after the other, complete within the SLO; discounted by stage.
+
+    0.99^pp times the largest n with sum(stage latencies) + (n - 1) * max(stage latencies) <= slo; 0 where the config is
+    not profiled.
+
+    Raises
+    ------
+    InvalidConfigError
+        If the model has no finite SLO.
+    """
+    if config not in data.profiling_result.para_dict:
+        return 0.0
+    if not np.isfinite(data.slo):
+        raise InvalidConfigError(f"model {data.name!r} needs a finite slo: capacity is counted in requests within it")
+    latency = data.profiling_result.stage_latency(config)
+    count = (data.slo - sum(latency)) // max(latency) + 1
+    return float(max(count, 0.0)) * STAGE_DISCOUNT**config.pp
+
+
+def solve_model_parallel(
+    model_datas: Sequence[ModelData],
+    cluster_env: ClusterEnv,
+    configs: Sequence[ParallelConfig] = PIPELINE_CONFIGS,
+    time_limit: float = DEFAULT_TIME_LIMIT_S,
+) -> ModelPlacement:
+    """Choose groups and replicas such that every model tolerates the largest multiple of its rate.
+
+    Maximises min_i t_i + 1e-4 * sum_i t_i with t_i = capacity_i / rate_i, the capacity of a model being the sum over its
+    groups of :func:`requests_within_slo`. Group sizes sum to the devices; a device holds the weights of its models
+    within the budget.
+
+    Parameters
+    ----------
+    model_datas : sequence of ModelData
+    cluster_env : ClusterEnv
+    configs : sequence of ParallelConfig
+        What a group may be; it may also be unused.
+    time_limit : float
+        Seconds; the best solution found by then is returned.
+
+    Raises
+    ------
+    InfeasiblePlacementError
+        If no solution exists or none was found in time.
+    """
+    usable = [
+        config
+        for config in configs
+        if config.num_devices <= cluster_env.num_devices and cluster_env.allows_group_of(config.num_devices)
+    ]
+    weights = {config: model_weights(model_datas, config) for config in usable}
+    program = _Program()
+    capacity: list[dict[int, float]] = [{} for _ in model_datas]
+    # one slot per group that there could be of each config: the config of a group is then no decision of its own
+    slots = [config for config in usable for _ in range(cluster_env.num_devices // config.num_devices)]
+    opened = [program.variable(1.0, integral=True) for _ in slots]
+    placed: list[dict[int, int]] = []
+    for slot, config in enumerate(slots):
+        members = {}
+        for model_id, data in enumerate(model_datas):
+            if weights[config][model_id] <= cluster_env.mem_budget:
+                members[model_id] = program.variable(1.0, integral=True)
+                capacity[model_id][members[model_id]] = requests_within_slo(data, config)
+        placed.append(members)
+        row = {
+            variable: weights[config][model_id] / cluster_env.mem_budget for model_id, variable in members.items()
+        }
+        program.constrain({opened[slot]: -1.0, **row}, upper=0.0)
+        for variable in members.values():
+            program.constrain({variable: 1.0, opened[slot]: -1.0}, upper=0.0)
+        if slot and slots[slot - 1] == config:
+            # equal groups open in order, or the solver would try every permutation of them
+            program.constrain({opened[slot]: 1.0, opened[slot - 1]: -1.0}, upper=0.0)
+    sizes = {variable: float(config.num_devices) for variable, config in zip(opened, slots, strict=True)}
+    program.constrain(sizes, lower=cluster_env.num_devices, upper=cluster_env.num_devices)
+    _tolerance_objective(program, capacity, [data.rate for data in model_datas])
+    values = program.solve(time_limit)
+    chosen = [slot for slot in range(len(slots)) if values[opened[slot]] > 0.5]
+    return ModelPlacement(
+        [slots[slot] for slot in chosen],
+        [[model_id for model_id, variable in placed[slot].items() if values[variable] > 0.5] for slot in chosen],
+    )
+
+
+def pack_all_models(
+    model_datas: Sequence[ModelData],
+    cluster_env: ClusterEnv,
+    group_configs: Sequence[ParallelConfig],
+    time_limit: float = DEFAULT_TIME_LIMIT_S,
+) -> ModelPlacement | None:
+    """Place every model once in the given groups, or return None if the memory does not allow it.
+
+    Parameters
+    ----------
+    model_datas : sequence of ModelData
+    cluster_env : ClusterEnv
+        For its mem_budget.
+    group_configs : sequence of ParallelConfig
+    time_limit : float
+        Seconds; None is returned as well if nothing was found by then.
+    """
+    weights = {config: model_weights(model_datas, config) for config in set(group_configs)}
+    program = _Program()
+    placed = [
+        {
+            model_id: program.variable(1.0, integral=True)
+            for model_id in np.flatnonzero(weights[config] <= cluster_env.mem_budget).tolist()
+        }
+        for config in group_configs
+    ]
+    for config, members in zip(group_configs, placed, strict=True):
+        program.constrain(
+            {variable: weights[config][m] / cluster_env.mem_budget for m, variable in members.items()}, upper=1.0
+        )
+    for model_id in range(len(model_datas)):
+        homes = {members[model_id]: 1.0 for members in placed if model_id in members}
+        if not homes:
+            return None
+        program.constrain(homes, lower=1.0, upper=1.0)
+    try:
+        values = program.solve(time_limit)
+    except InfeasiblePlacementError:
+        return None
+    return ModelPlacement(
+        list(group_configs),
+        [[model_id for model_id, variable in members.items() if values[variable] > 0.5] for members in placed],
+    )
