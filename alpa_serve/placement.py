@@ -196,8 +196,14 @@ class ModelPlacement:
             starts = _pack_nodes(sizes, cluster_env)
         return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
 
-    def deployment(self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> list[ReplicaDeployment]:
+    def deployment(self, model_names: Sequence[str], cluster_env: ClusterEnv) -> list[ReplicaDeployment]:
         """List every replica with its devices, in the order of the models.
+
+        Parameters
+        ----------
+        model_names : sequence of str
+            What the deployment calls each model; names may repeat.
+        cluster_env : ClusterEnv
 
         Returns
         -------
@@ -206,15 +212,15 @@ class ModelPlacement:
         """
         devices = self.assign_devices(cluster_env)
         entries: list[ReplicaDeployment] = []
-        for model_id, data in enumerate(model_datas):
+        for model_id, name in enumerate(model_names):
             groups = [g for g, models in enumerate(self.group_models) if model_id in models]
             for group_id in groups:
                 config = self.group_configs[group_id]
                 entries.append(
-                    ReplicaDeployment(len(entries) + 1, data.name, tuple(devices[group_id]), config.op, config.pp)
+                    ReplicaDeployment(len(entries) + 1, name, tuple(devices[group_id]), config.op, config.pp)
                 )
             if not groups:
-                entries.append(ReplicaDeployment(len(entries) + 1, data.name, (), None, None))
+                entries.append(ReplicaDeployment(len(entries) + 1, name, (), None, None))
         return entries
 
 

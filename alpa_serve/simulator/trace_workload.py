@@ -28,6 +28,9 @@ STEP_FILLED_S = 29.9
 LOAD_S = 90.0
 """Seconds by which every loaded model moves all later requests."""
 
+MAX_TRACE_MINUTES = 10 * 366 * 1440
+"""A trace that spans more is taken to have a wrong date in it."""
+
 PROMPT_OFFSET = 65
 """Request n takes prompt n + 65 of the shuffled data set."""
 
@@ -202,12 +205,17 @@ def _minute_counts(trace: pd.DataFrame) -> NDArray[np.int64]:
     if not pd.api.types.is_datetime64_any_dtype(stamps):
         if pd.api.types.is_numeric_dtype(stamps):
             raise InvalidTraceError(f"TIMESTAMP must be dates, got numbers such as {stamps.iloc[0]!r}")
-        stamps = pd.to_datetime(stamps, errors="coerce", format="ISO8601")
+        stamps = pd.to_datetime(stamps, errors="coerce", format="ISO8601", utc=True)
     bad = np.flatnonzero(stamps.isna().to_numpy())
     if len(bad):
         raise InvalidTraceError(f"row {bad[0]} of the trace: TIMESTAMP {trace['TIMESTAMP'].iloc[bad[0]]!r} is no date")
     minutes = stamps.dt.round("min")
     offsets = ((minutes - minutes.min()) // pd.Timedelta(minutes=1)).to_numpy()
+    if offsets.max() > MAX_TRACE_MINUTES:
+        raise InvalidTraceError(
+            f"the trace spans {offsets.max() / 1440:.0f} days, from {minutes.min()} to {minutes.max()}; "
+            f"at most {MAX_TRACE_MINUTES // 1440} are plausible"
+        )
     return np.bincount(offsets)
 
 

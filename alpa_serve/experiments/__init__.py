@@ -1,0 +1,1 @@
+"""The published experiments: MaverIQ's model sets and traces with AlpaServe as the baseline."""

@@ -1,0 +1,138 @@
+"""Traces of LLM requests: the Azure LLM inference traces of 2023, built in as counts or read from their files.
+
+Source: Azure Public Dataset, AzureLLMInferenceTrace_code.csv and _conv.csv of 2023-11-16 (CC-BY), described in P. Patel
+et al., "Splitwise: Efficient generative LLM inference using phase splitting", ISCA 2024.
+"""
+
+from __future__ import annotations
+
+import csv
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alpa_serve.errors import InvalidTraceError, UnknownNameError
+
+if TYPE_CHECKING:
+    import os
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+BUILT_IN_TRACES = ("Conversation", "Coding")
+"""Names of the built-in traces; lower case and "code" are accepted too."""
+
+_COLUMN_OF_NAME = {"conversation": "conversation", "coding": "code", "code": "code"}
+_FIRST_MINUTE = {"conversation": "2023-11-16 18:16", "code": "2023-11-16 18:17"}
+_TOKEN_COLUMNS = ("ContextTokens", "GeneratedTokens")
+_SHUFFLE_SEED = 0
+
+
+def load_azure_llm_trace(name_or_path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Return a built-in trace, or read a file in the form of the Azure LLM inference traces.
+
+    Parameters
+    ----------
+    name_or_path : str or path-like
+        "Conversation", "Coding", or a CSV file with a column TIMESTAMP (and possibly ContextTokens, GeneratedTokens).
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns TIMESTAMP (datetime), ContextTokens and GeneratedTokens (int), those that the file has, ascending in
+        time.
+
+    Raises
+    ------
+    UnknownNameError
+        If it is neither a built-in trace nor a file.
+    InvalidTraceError
+        Naming file, line and column of what cannot be read.
+
+    Notes
+    -----
+    Real in the built-in traces: the number of requests per minute (timestamps rounded to the nearest minute), hence
+    everything that :class:`~alpa_serve.simulator.workload.WorkloadFromTrace` makes of them; and the percentiles of
+    the token counts. Not real: the seconds within a minute (spread evenly), and which request has which token counts
+    (drawn from the percentiles in a fixed random order, prompt and output independent of each other).
+    """
+    column = _COLUMN_OF_NAME.get(str(name_or_path).lower())
+    if column is not None:
+        return _built_in(column)
+    if not Path(name_or_path).is_file():
+        raise UnknownNameError(
+            f"unknown trace {str(name_or_path)!r}: neither a built-in trace ({', '.join(BUILT_IN_TRACES)}) nor a file"
+        )
+    return _read_csv(name_or_path)
+
+
+def minute_counts(name: str) -> NDArray[np.int64]:
+    """Return the requests per minute of a built-in trace, shape (minutes,)."""
+    column = _COLUMN_OF_NAME.get(name.lower())
+    if column is None:
+        raise UnknownNameError(f"unknown trace {name!r}; known: {', '.join(BUILT_IN_TRACES)}")
+    cells = [row[column] for row in _table("azure_llm_2023_per_minute.csv")]
+    return np.array([int(cell) for cell in cells if cell], dtype=np.int64)
+
+
+def _table(file_name: str) -> list[dict[str, str]]:
+    text = resources.files("alpa_serve.trace").joinpath("data", file_name).read_text("utf-8")
+    return [row for row in csv.DictReader(text.splitlines()) if next(iter(row.values())).isdigit()]
+
+
+def _built_in(column: str) -> pd.DataFrame:
+    import pandas as pd
+
+    counts = minute_counts(column)
+    minute = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(minute)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # strictly within half a minute of the full minute, so that rounding gives the minute back
+    seconds = 60 * (minute + (place + 0.5) / np.repeat(counts, counts) - 0.5)
+    frame = pd.DataFrame({"TIMESTAMP": pd.Timestamp(_FIRST_MINUTE[column]) + pd.to_timedelta(seconds, unit="s")})
+    rng = np.random.default_rng(_SHUFFLE_SEED)
+    percentiles = _table("azure_llm_2023_token_percentiles.csv")
+    for name, kind in zip(_TOKEN_COLUMNS, ("context", "generated"), strict=True):
+        known = [float(row[f"{column}_{kind}_tokens"]) for row in percentiles]
+        ranks = 100 * (rng.permutation(len(frame)) + 0.5) / len(frame)
+        frame[name] = np.rint(np.interp(ranks, np.arange(len(known)), known)).astype(np.int64)
+    return frame
+
+
+def _read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        # as text, blank lines included: then a row's number tells its line
+        raw = pd.read_csv(path, dtype=str, skip_blank_lines=False, keep_default_na=False, na_values=[""])
+    except pd.errors.EmptyDataError:
+        raise InvalidTraceError(f"{path}: the file is empty") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
+        raise InvalidTraceError(f"{path}: not a CSV file: {error}") from None
+    raw.columns = [str(column).strip() for column in raw.columns]
+    if "TIMESTAMP" not in raw.columns:
+        raise InvalidTraceError(f"{path}, line 1: no column TIMESTAMP; found {', '.join(raw.columns)}")
+    raw = raw.dropna(how="all")
+    if not len(raw):
+        raise InvalidTraceError(f"{path}: no request in this file")
+    stamps = pd.to_datetime(raw["TIMESTAMP"], errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
+    _check_column(path, raw, "TIMESTAMP", stamps.notna(), "not a date")
+    frame = pd.DataFrame({"TIMESTAMP": stamps})
+    for name in _TOKEN_COLUMNS:
+        if name in raw.columns:
+            tokens = pd.to_numeric(raw[name], errors="coerce")
+            valid = tokens.notna() & (tokens >= 0) & (tokens < 2**31) & (tokens % 1 == 0)
+            _check_column(path, raw, name, valid, "not a number of tokens")
+            frame[name] = tokens.astype(np.int64)
+    return frame.sort_values("TIMESTAMP", kind="stable", ignore_index=True)
+
+
+def _check_column(
+    path: str | os.PathLike[str], raw: pd.DataFrame, column: str, valid: pd.Series[bool], problem: str
+) -> None:
+    """Check that every cell is valid, or name the line of the first that is not."""
+    if not valid.all():
+        row = raw.index[~valid.to_numpy()][0]
+        # the header is line 1, row 0 line 2
+        raise InvalidTraceError(f"{path}, line {row + 2}, column {column}: {problem}: {raw.at[row, column]!r}")
