@@ -54,9 +54,7 @@ def check_real(
     return number
 
 
-def check_int(
-    value: object, what: str, *, minimum: int, error: type[AlpaServeError] = InvalidConfigError
-) -> int:
+def check_int(value: object, what: str, *, minimum: int, error: type[AlpaServeError] = InvalidConfigError) -> int:
     """Return `value` as an int after checking that it is a whole number of at least `minimum`.
 
     Raises

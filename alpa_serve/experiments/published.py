@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.progress import track
+
 from alpa_serve.errors import InfeasiblePlacementError, InvalidPlacementError
 from alpa_serve.experiments.maveriq import (
     PUBLISHED_CLUSTER,
@@ -242,13 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     # the published naming leaves requests unserved on purpose: no warning for each
     logging.getLogger("alpa_serve.simulator").setLevel(logging.ERROR)
-    entries = []
-    experiments = published_experiments()
-    for number, experiment in enumerate(experiments, start=1):
-        sys.stderr.write(f"\r{number} of {len(experiments)}")
-        entries.append(recompute(experiment))
-    sys.stderr.write("\n")
-    text = format_entries(entries)
+    experiments = track(published_experiments(), "experiments", console=Console(stderr=True))
+    text = format_entries(recompute(experiment) for experiment in experiments)
     if options.output is None:
         sys.stdout.write(text)
     else:

@@ -117,9 +117,7 @@ class BasePlacementPolicy(ABC):
         (hosts, devices per host).
         """
         per_node = cluster_env.num_devices_per_node
-        for group_id, (config, models) in enumerate(
-            zip(placement.group_configs, placement.group_models, strict=True)
-        ):
+        for group_id, (config, models) in enumerate(zip(placement.group_configs, placement.group_models, strict=True)):
             size = config.num_devices
             shape = (1, size) if size <= per_node else (size // per_node, per_node)
             controller.create_mesh_group_manager.remote(group_id, shape)

@@ -62,8 +62,11 @@ def replica_placement_beam_search(
             yield from _with_one_more(placement, group_id, evaluator, cluster_env)
 
     return _search(
-        init_sol.normalize(), lambda placement: (new.normalize() for new in extensions(placement)), evaluator,
-        beam_size, reporter(verbose, callback),
+        init_sol.normalize(),
+        lambda placement: (new.normalize() for new in extensions(placement)),
+        evaluator,
+        beam_size,
+        reporter(verbose, callback),
     )
 
 
@@ -130,9 +133,7 @@ def _with_one_more(
         yield placement.add_model(group_id, model_id)
 
 
-def _is_valid(
-    placement: ModelPlacement, group_id: int, evaluator: PlacementEvaluator, cluster_env: ClusterEnv
-) -> bool:
+def _is_valid(placement: ModelPlacement, group_id: int, evaluator: PlacementEvaluator, cluster_env: ClusterEnv) -> bool:
     models = placement.group_models[group_id]
     weights = evaluator.weights(placement.group_configs[group_id])
     return len(set(models)) == len(models) and weights[models].sum() < cluster_env.mem_budget

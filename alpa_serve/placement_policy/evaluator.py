@@ -183,9 +183,7 @@ class PlacementEvaluator:
                 evaluation.latency_mean,
                 request_rate(self._requests.arrivals),
             )
-            stats.append(
-                (evaluation.goodput, evaluation.model_goodput.tolist(), result.group_num_requests, result)
-            )
+            stats.append((evaluation.goodput, evaluation.model_goodput.tolist(), result.group_num_requests, result))
         return stats
 
 

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def configs_of_size(size: int, max_pp: int, max_op: int) -> list[ParallelConfig]:
     """List the configs (1, op, pp) with op * pp = `size`, op <= `max_op`, pp <= `max_pp`, fewest stages first."""
-    return [
-        ParallelConfig(1, size // pp, pp) for pp in get_factors(size) if pp <= max_pp and size // pp <= max_op
-    ]
+    return [ParallelConfig(1, size // pp, pp) for pp in get_factors(size) if pp <= max_pp and size // pp <= max_op]
 
 
 def even_shapes(cluster_env: ClusterEnv, max_pp: int, max_op: int) -> list[list[ParallelConfig]]:

@@ -214,9 +214,7 @@ def solve_model_parallel(
                 members[model_id] = program.variable(1.0, integral=True)
                 capacity[model_id][members[model_id]] = requests_within_slo(data, config)
         placed.append(members)
-        row = {
-            variable: weights[config][model_id] / cluster_env.mem_budget for model_id, variable in members.items()
-        }
+        row = {variable: weights[config][model_id] / cluster_env.mem_budget for model_id, variable in members.items()}
         program.constrain({opened[slot]: -1.0, **row}, upper=0.0)
         for variable in members.values():
             program.constrain({variable: 1.0, opened[slot]: -1.0}, upper=0.0)

@@ -395,7 +395,8 @@ def _why_not_all(
     """Say why no shape holds every model."""
     configs = group_partition.all_configs(shapes)
     smallest = np.min([evaluator.weights(config) for config in configs], axis=0)
-    too_large = [data.name for data, weight in zip(model_datas, smallest, strict=True) if weight > cluster_env.mem_budget]
+    fits = smallest <= cluster_env.mem_budget
+    too_large = [data.name for data, fit in zip(model_datas, fits, strict=True) if not fit]
     if too_large:
         return (
             f"require_all_models: {', '.join(too_large)} fit no group that these {cluster_env.num_devices} devices of "

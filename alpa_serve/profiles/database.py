@@ -103,7 +103,7 @@ class ProfilingDatabase:
         self.results[result.model_name] = result
 
     def update_from_csv(self, file_name: str | os.PathLike[str]) -> None:
-        """Add the measurements of a tab-separated file of manual configs (:func:`alpa_serve.profiles.tsv.read_manual`).
+        """Add the measurements of a file of manual configs (:func:`alpa_serve.profiles.tsv.read_manual`).
 
         Raises
         ------
@@ -113,7 +113,7 @@ class ProfilingDatabase:
         self._add(tsv.read_manual(file_name))
 
     def update_from_auto_csv(self, file_name: str | os.PathLike[str]) -> None:
-        """Add the measurements of a tab-separated file of automatic configs (:func:`alpa_serve.profiles.tsv.read_auto`).
+        """Add the measurements of a file of automatic configs (:func:`alpa_serve.profiles.tsv.read_auto`).
 
         Raises
         ------

@@ -29,8 +29,6 @@ class ParallelConfig(NamedTuple):
         Number of pipeline stages.
     """
 
-    __module__ = "alpa_serve.profiling"
-
     dp: int
     op: int
     pp: int
@@ -39,6 +37,10 @@ class ParallelConfig(NamedTuple):
     def num_devices(self) -> int:
         """Devices that a group of this configuration occupies."""
         return self.dp * self.op * self.pp
+
+
+# where AlpaServe's pickles say that it is; a NamedTuple cannot say so in its body
+ParallelConfig.__module__ = "alpa_serve.profiling"
 
 
 def check_parallel_config(config: object, where: str) -> ParallelConfig:

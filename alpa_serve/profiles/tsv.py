@@ -94,7 +94,7 @@ def _read(
     columns: tuple[str, ...],
     parse: Callable[[dict[str, str], str], ProfileRow],
 ) -> list[ProfileRow]:
-    rows = []
+    rows: list[ProfileRow] = []
     for number, cells in _lines(path):
         where = f"{path}, line {number}"
         if cells == list(columns) and not rows:

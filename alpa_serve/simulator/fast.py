@@ -103,17 +103,15 @@ def simulate_requests(
     return outcomes, Counts(
         np.bincount(requests.model_ids[known & outcomes.good], minlength=num_models),
         np.bincount(
-            requests.model_ids[known], (outcomes.finish - requests.arrivals)[known], minlength=num_models
-        ),
+            requests.model_ids[known], weights=(outcomes.finish - requests.arrivals)[known], minlength=num_models
+        ).astype(np.float64),
         np.bincount(outcomes.group[outcomes.group >= 0], minlength=replicas.num_groups),
     )
 
 
 def _run(requests: RequestTable, replicas: ReplicaTable, outcomes: RequestOutcomes) -> Counts:
     num_models = len(requests.model_num_requests)
-    counts = Counts(
-        np.zeros(num_models, np.int64), np.zeros(num_models), np.zeros(replicas.num_groups, np.int64)
-    )
+    counts = Counts(np.zeros(num_models, np.int64), np.zeros(num_models), np.zeros(replicas.num_groups, np.int64))
     _simulate(
         requests.arrivals,
         requests.model_ids,

@@ -121,9 +121,7 @@ class RequestTable:
         table = cls.of_arrays(workload.arrivals, translation[workload.model_ids], workload.slos, len(names))
         num_unknown = len(table) - int(table.model_num_requests.sum())
         if num_unknown:
-            unknown = {
-                name: workload.num_model_requests(name) for name in workload.model_names if name not in position
-            }
+            unknown = {name: workload.num_model_requests(name) for name in workload.model_names if name not in position}
             counts = ", ".join(f"{name!r}: {count}" for name, count in unknown.items() if count)
             logger.warning(
                 "%d of %d requests name a model that is not registered and will not be served (%s)",

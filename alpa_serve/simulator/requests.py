@@ -63,6 +63,8 @@ class Request:
 class _WorkloadRequest(Request):
     """A request that looks into a workload: setting `slo`, `data` or `submit_time` changes the workload."""
 
+    _workload: Workload
+
     def __init__(self, workload: Workload, idx: int) -> None:
         slo = float(workload.slos[idx])
         super().__init__(
@@ -394,7 +396,7 @@ class Workload:
 
 def _column(values: ArrayLike, dtype: type, what: str) -> NDArray[Any]:
     try:
-        column = np.array(values, dtype=dtype)
+        column: NDArray[Any] = np.array(values, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise InvalidWorkloadError(f"{what} must be numbers: {error}") from None
     if column.ndim != 1:

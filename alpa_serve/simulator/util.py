@@ -131,7 +131,8 @@ class MMPPSampler:
         # pi Q = 0 with sum(pi) = 1, as a least-squares system
         system = np.vstack([self.Q.T, np.ones(self.num_states)])
         target = np.append(np.zeros(self.num_states), 1.0)
-        return np.linalg.lstsq(system, target, rcond=None)[0]
+        shares: NDArray[np.float64] = np.linalg.lstsq(system, target, rcond=None)[0]
+        return shares
 
     def expected_request_rate(self) -> float:
         """Return the long-run requests per second."""

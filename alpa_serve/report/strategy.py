@@ -1,0 +1,168 @@
+"""A placement as text: what each group holds, what each model attains, and what was left out, with the reason."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from alpa_serve.placement_policy import PlacementEvaluator
+from alpa_serve.util import GB
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement, ReplicaDeployment
+    from alpa_serve.placement_policy.evaluator import Evaluation
+    from alpa_serve.simulator.requests import Workload
+
+WIDTH = 110
+"""Columns of the text."""
+
+# rich's SIMPLE_HEAD with plain dashes: the text goes to files and to terminals that know ASCII only
+_RULED = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+def format_strategy(
+    placement: ModelPlacement,
+    model_datas: Sequence[ModelData],
+    model_labels: Sequence[str],
+    cluster_env: ClusterEnv,
+    workload: Workload,
+) -> str:
+    """Write a placement and what it attains as text.
+
+    Parameters
+    ----------
+    placement : ModelPlacement
+    model_datas : sequence of ModelData
+    model_labels : sequence of str
+        What to call each model, beside its name; labels may repeat.
+    cluster_env : ClusterEnv
+    workload : Workload
+        What the placement is simulated with.
+
+    Returns
+    -------
+    str
+        Lines without trailing blanks: groups, models, models that are not placed, the placement, the deployment.
+    """
+    evaluator = PlacementEvaluator(model_datas, cluster_env, workload)
+    evaluation = evaluator.evaluate(placement)
+    called = [f"{data.name} {label}" for data, label in zip(model_datas, model_labels, strict=True)]
+    sections = [
+        "Groups\n" + _render(_group_table(placement, called, evaluator, evaluation, cluster_env)),
+        "Models\n" + _render(_model_table(placement, called, evaluator, evaluation)) + _unregistered(evaluator),
+    ]
+    absent = [m for m in range(len(model_datas)) if m not in placement.placed_models()]
+    if absent:
+        reasons = [f"  {called[m]}: {_why_absent(m, placement, evaluator, cluster_env)}" for m in absent]
+        sections.append("\n".join(["Not placed", *reasons]))
+    sections.append(
+        f"SLO attainment {evaluation.goodput:.4f} over {len(workload)} requests, "
+        f"mean latency {evaluation.latency_mean:.3f} s"
+    )
+    sections.append(str(placement))
+    sections.append("Deployment\n" + _render(_deployment_table(placement.deployment(model_labels, cluster_env))))
+    return "\n\n".join(sections)
+
+
+def _table(*columns: str) -> Table:
+    """Return a table without borders; columns that start with # hold numbers."""
+    table = Table(box=_RULED, show_edge=False, pad_edge=True)
+    for column in columns:
+        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
+    return table
+
+
+def _render(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
+
+
+def _group_table(
+    placement: ModelPlacement,
+    called: Sequence[str],
+    evaluator: PlacementEvaluator,
+    evaluation: Evaluation,
+    cluster_env: ClusterEnv,
+) -> Table:
+    table = _table("#group", "devices", "#tp", "#pp", "#requests", "models", "#GiB/device")
+    devices = placement.assign_devices(cluster_env)
+    for group_id, (config, models) in enumerate(zip(placement.group_configs, placement.group_models, strict=True)):
+        gib = evaluator.weights(config) / GB
+        table.add_row(
+            str(group_id),
+            ",".join(map(str, devices[group_id])),
+            str(config.op),
+            str(config.pp),
+            str(evaluation.group_num_requests[group_id]),
+            "\n".join([*(called[m] for m in models), f"used of {cluster_env.mem_budget / GB:.2f}"]),
+            "\n".join([*(f"{gib[m]:.2f}" for m in models), f"{gib[models].sum():.2f}"]),
+        )
+    return table
+
+
+def _model_table(
+    placement: ModelPlacement, called: Sequence[str], evaluator: PlacementEvaluator, evaluation: Evaluation
+) -> Table:
+    table = _table("model", "#SLO (s)", "#requests", "#SLO attainment", "groups")
+    for model_id, data in enumerate(evaluator.model_datas):
+        num_requests = int(evaluator.model_num_requests[model_id])
+        attained = int(evaluation.model_num_good[model_id]) / num_requests if num_requests else None
+        holders = [str(g) for g, models in enumerate(placement.group_models) if model_id in models]
+        table.add_row(
+            called[model_id],
+            f"{data.slo:.3f}",
+            str(num_requests),
+            "no request" if attained is None else f"{attained:.4f}",
+            ", ".join(holders) or "none",
+        )
+    return table
+
+
+def _unregistered(evaluator: PlacementEvaluator) -> str:
+    """Tell of requests that name no model, if there are any."""
+    count = len(evaluator.workload) - int(evaluator.model_num_requests.sum())
+    return f"\n  {count} requests name a model that does not exist and are not served" if count else ""
+
+
+def _why_absent(
+    model_id: int, placement: ModelPlacement, evaluator: PlacementEvaluator, cluster_env: ClusterEnv
+) -> str:
+    """Say why no group holds the model: its need on each group's config against what is free there."""
+    profile = evaluator.model_datas[model_id].profiling_result
+    reasons: dict[tuple[int, ...], tuple[float, str]] = {}
+    for config, models in zip(placement.group_configs, placement.group_models, strict=True):
+        need = evaluator.weights(config)[model_id]
+        free = cluster_env.mem_budget - evaluator.weights(config)[models].sum()
+        if config not in profile.para_dict:
+            reason = "it has no profile there"
+        elif need > cluster_env.mem_budget:
+            reason = f"it needs {need / GB:.2f} GiB a device of {cluster_env.mem_budget / GB:.2f}"
+        elif need > free:
+            reason = f"it needs {need / GB:.2f} GiB a device, at most {free / GB:.2f} GiB are free"
+        else:
+            reason = f"it would fit ({need / GB:.2f} GiB a device), but the search did not take it"
+        if tuple(config) not in reasons or free > reasons[tuple(config)][0]:
+            reasons[tuple(config)] = (free, reason)
+    return "; ".join(f"on groups of {config} {reason}" for config, (_, reason) in reasons.items()) or "no group"
+
+
+def _deployment_table(deployment: Sequence[ReplicaDeployment]) -> Table:
+    table = _table("#id", "model", "device_assigned", "#tp_size", "#pp_size")
+    for replica in deployment:
+        placed = bool(replica.device_assigned)
+        table.add_row(
+            str(replica.replica_id),
+            replica.model,
+            ",".join(map(str, replica.device_assigned)) if placed else "not placed",
+            str(replica.tp_size) if placed else "",
+            str(replica.pp_size) if placed else "",
+        )
+    return table
