@@ -35,11 +35,7 @@ ModelList = list[dict[str, Any]]
 
 _LARGE = ("llama-2-70b", "falcon-40b", "llama-2-7b", "falcon-40b")
 _REGULAR = ("llama-2-7b", "gptj-6b", "falcon-40b", "llama-2-13b")
-_MIXED = (
-    ("llama-2-7b", "llama-2-13b", "falcon-7b", "gptj-6b")
-    + ("llama-2-70b", "llama-2-70b")
-    + ("falcon-40b", "falcon-40b")
-)
+_MIXED = ("llama-2-7b", "llama-2-13b", "falcon-7b", "gptj-6b", "llama-2-70b", "llama-2-70b", "falcon-40b", "falcon-40b")
 
 _MODEL_SETS: dict[str, tuple[tuple[str, ...], int]] = {
     "large": (_LARGE, 5),

@@ -177,8 +177,8 @@ def solve_model_parallel(
 ) -> ModelPlacement:
     """Choose groups and replicas such that every model tolerates the largest multiple of its rate.
 
-    Maximises min_i t_i + 1e-4 * sum_i t_i with t_i = capacity_i / rate_i, the capacity of a model being the sum over its
-    groups of :func:`requests_within_slo`. Group sizes sum to the devices; a device holds the weights of its models
+    Maximises min_i t_i + 1e-4 * sum_i t_i with t_i = capacity_i / rate_i, the capacity of a model being the sum over
+    its groups of :func:`requests_within_slo`. Group sizes sum to the devices; a device holds the weights of its models
     within the budget.
 
     Parameters
