@@ -60,9 +60,10 @@ class _Program:
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
-        columns = [column for row in self.rows for column in row]
+        # HiGHS takes 32-bit indices; SciPy before 1.15 does not convert them
+        columns = np.array([column for row in self.rows for column in row], dtype=np.int32)
         values = [value for row in self.rows for value in row.values()]
-        row_ends = np.cumsum([0, *map(len, self.rows)])
+        row_ends = np.cumsum([0, *map(len, self.rows)], dtype=np.int32)
         matrix = csr_array((values, columns, row_ends), shape=(len(self.rows), len(self.objective)))
         solution = milp(
             -np.array(self.objective),
