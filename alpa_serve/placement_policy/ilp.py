@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError
+from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError, InvalidProfileError
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_policy.evaluator import model_weights
 from alpa_serve.profiling import ParallelConfig
@@ -23,6 +23,9 @@ SUM_WEIGHT = 1e-4
 """Weight of the summed tolerances in the objective, beside that of the smallest."""
 
 DEFAULT_TIME_LIMIT_S = 60.0
+
+_SOLVER_TOLERANCE = 1e-6
+_ROUNDING = 1e-12
 
 
 @dataclass
@@ -65,18 +68,33 @@ class _Program:
         values = [value for row in self.rows for value in row.values()]
         row_ends = np.cumsum([0, *map(len, self.rows)], dtype=np.int32)
         matrix = csr_array((values, columns, row_ends), shape=(len(self.rows), len(self.objective)))
-        solution = milp(
-            -np.array(self.objective),
-            integrality=np.array(self.integral),
-            bounds=Bounds(0, np.array(self.upper)),
-            constraints=LinearConstraint(matrix, np.array(self.row_lower), np.array(self.row_upper)),
-            options={"time_limit": time_limit},
-        )
-        if solution.x is None:
-            reason = "the problem is infeasible" if solution.status == 2 else str(solution.message)
-            raise InfeasiblePlacementError(f"the integer program has no placement: {reason} (limit {time_limit:g} s)")
-        values_found: NDArray[np.float64] = solution.x
+        integral = np.array(self.integral)
+        upper = np.array(self.row_upper)
+        while True:
+            solution = milp(
+                -np.array(self.objective),
+                integrality=integral,
+                bounds=Bounds(0, np.array(self.upper)),
+                constraints=LinearConstraint(matrix, np.array(self.row_lower), upper),
+                options={"time_limit": time_limit},
+            )
+            if solution.x is None:
+                reason = "the problem is infeasible" if solution.status == 2 else str(solution.message)
+                raise InfeasiblePlacementError(
+                    f"the integer program has no placement: {reason} (limit {time_limit:g} s)"
+                )
+            whole = np.where(integral, np.rint(solution.x), solution.x)
+            overflowing = matrix @ np.where(integral, whole, 0.0) > np.array(self.row_upper) + _ROUNDING
+            if not (overflowing & self._integral_rows()).any():
+                break
+            # the solver lets a row overflow by its tolerance, memory does not
+            upper = upper - np.where(overflowing, 2 * _SOLVER_TOLERANCE, 0.0)
+        values_found: NDArray[np.float64] = whole
         return values_found
+
+    def _integral_rows(self) -> NDArray[np.bool_]:
+        """Tell which rows have integral variables only."""
+        return np.array([all(self.integral[column] for column in row) for row in self.rows])
 
 
 def _tolerance_objective(program: _Program, capacity: Sequence[Mapping[int, float]], rates: Sequence[float]) -> None:
@@ -121,7 +139,11 @@ def solve_replication(
     for data, weight in zip(model_datas, weights, strict=True):
         fits = weight <= cluster_env.mem_budget
         replicas.append([program.variable(float(fits), integral=True) for _ in devices])
-        throughput = 1 / max(data.profiling_result.stage_latency(config)) if fits else 0.0
+        throughput = 0.0
+        if fits:
+            latency = data.profiling_result.stage_latency(config)
+            _check_takes_time(data, latency)
+            throughput = 1 / max(latency)
         capacity.append(dict.fromkeys(replicas[-1], throughput))
     for device in devices:
         program.constrain(
@@ -141,6 +163,11 @@ def solve_replication(
             for device in devices
         ],
     )
+
+
+def _check_takes_time(data: ModelData, latency: Sequence[float]) -> None:
+    if not max(latency) > 0:
+        raise InvalidProfileError(f"model {data.name!r} takes no time by its profile: its capacity has no bound")
 
 
 PIPELINE_CONFIGS = tuple(ParallelConfig(1, 1, num_stages) for num_stages in (1, 2, 4, 8))
@@ -166,6 +193,7 @@ def requests_within_slo(data: ModelData, config: ParallelConfig) -> float:
     if not np.isfinite(data.slo):
         raise InvalidConfigError(f"model {data.name!r} needs a finite slo: capacity is counted in requests within it")
     latency = data.profiling_result.stage_latency(config)
+    _check_takes_time(data, latency)
     count = (data.slo - sum(latency)) // max(latency) + 1
     return float(max(count, 0.0)) * STAGE_DISCOUNT**config.pp
 
