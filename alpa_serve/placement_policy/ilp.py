@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from alpa_serve.placement import ClusterEnv, ModelData
+
+logger = logging.getLogger(__name__)
 
 SUM_WEIGHT = 1e-4
 """Weight of the summed tolerances in the objective, beside that of the smallest."""
@@ -97,17 +100,28 @@ class _Program:
         return np.array([all(self.integral[column] for column in row) for row in self.rows])
 
 
-def _tolerance_objective(program: _Program, capacity: Sequence[Mapping[int, float]], rates: Sequence[float]) -> None:
+def _tolerance_objective(
+    program: _Program, capacity: Sequence[Mapping[int, float]], model_datas: Sequence[ModelData]
+) -> None:
     """Maximise min(tolerance) + SUM_WEIGHT * sum(tolerance), tolerance = capacity / rate, over models with a rate."""
     smallest = program.variable(np.inf, integral=False, objective=1.0)
-    for terms, rate in zip(capacity, rates, strict=True):
-        if rate > 0:
-            row = {variable: value / rate for variable, value in terms.items()}
+    hopeless = []
+    for terms, data in zip(capacity, model_datas, strict=True):
+        if data.rate > 0:
+            row = {variable: value / data.rate for variable, value in terms.items()}
             for variable, value in row.items():
                 program.objective[variable] += SUM_WEIGHT * value
             program.constrain({smallest: -1.0, **row}, lower=0.0)
-    if not any(rate > 0 for rate in rates):
+            if not any(program.upper[variable] * value > 0 for variable, value in row.items()):
+                hopeless.append(data.name)
+    if not any(data.rate > 0 for data in model_datas):
         raise InvalidConfigError("no model has a rate above 0: there is no tolerance to maximise")
+    if hopeless:
+        logger.warning(
+            "no group can serve %s within memory and SLO: the smallest tolerance is 0 whatever is placed, "
+            "and only the sum of tolerances is maximised",
+            ", ".join(hopeless),
+        )
 
 
 def solve_replication(
@@ -154,7 +168,7 @@ def solve_replication(
             },
             upper=1.0,
         )
-    _tolerance_objective(program, capacity, [data.rate for data in model_datas])
+    _tolerance_objective(program, capacity, model_datas)
     values = program.solve(time_limit)
     return ModelPlacement(
         [config] * len(devices),
@@ -252,7 +266,7 @@ def solve_model_parallel(
             program.constrain({opened[slot]: 1.0, opened[slot - 1]: -1.0}, upper=0.0)
     sizes = {variable: float(config.num_devices) for variable, config in zip(opened, slots, strict=True)}
     program.constrain(sizes, lower=cluster_env.num_devices, upper=cluster_env.num_devices)
-    _tolerance_objective(program, capacity, [data.rate for data in model_datas])
+    _tolerance_objective(program, capacity, model_datas)
     values = program.solve(time_limit)
     chosen = [slot for slot in range(len(slots)) if values[opened[slot]] > 0.5]
     return ModelPlacement(
