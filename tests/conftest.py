@@ -1,0 +1,174 @@
+"""Fixtures for every test: golden figures, the shared data, and cases built from golden model dicts."""
+
+import json
+import pickle
+import random
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from alpa_serve.placement import ModelData, ModelPlacement
+from alpa_serve.profiling import ParallelConfig, ProfilingResult, load_test_prof_result, load_test_prof_result_v2
+from alpa_serve.simulator.arrivals import GammaProcess
+from alpa_serve.simulator.workload import Workload
+from alpa_serve.util import ServingCase, batchsize_config
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _shared_file(folder, name):
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"no folder {SHARED / folder} beside the checkout")
+    return SHARED / folder / name
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Return golden(name) -> the figures of ../shared/golden/NAME.json; skips where that folder is absent."""
+
+    @cache
+    def load(name):
+        return json.loads(_shared_file("golden", f"{name}.json").read_text(encoding="utf-8"))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Return shared_data(name) -> the path ../shared/data/NAME; skips where that folder is absent."""
+    return partial(_shared_file, "data")
+
+
+@pytest.fixture(scope="session")
+def model_datas_of():
+    """Return model_datas_of(models) -> ModelData m0, m1, ... of dicts with profile, rate, cv and slo."""
+
+    @cache
+    def profile(name):
+        is_test_profile = name.startswith(("test", "alpa/"))
+        return load_test_prof_result(name) if is_test_profile else load_test_prof_result_v2(name)
+
+    def build(models):
+        return [
+            ModelData(f"m{i}", model["slo"], model["rate"], model["cv"], profile(model["profile"]))
+            for i, model in enumerate(models)
+        ]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def workload_of():
+    """Return workload_of(models, duration) -> a Gamma workload for model i with seed i, named m{i}, merged."""
+
+    def build(models, duration):
+        return Workload.merge(
+            *(
+                GammaProcess(model["rate"], model["cv"]).generate_workload(
+                    f"m{i}", 0, duration, slo=model["slo"], seed=i
+                )
+                for i, model in enumerate(models)
+            )
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def serving_case_of():
+    """Return serving_case_of(model_datas, workload, placement) -> a ServingCase that has just these."""
+
+    def build(model_datas, workload, placement):
+        def register_models(controller):
+            for model in model_datas:
+                controller.register_model.remote(model.name, partial(object, model.profiling_result))
+
+        return ServingCase(register_models, lambda: workload, lambda controller: placement)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def profile_of():
+    """Return profile_of(latencies) -> a profile of a dict {config: {batch size: stage latencies}}, 1 byte a stage."""
+
+    def build(latencies, name="model"):
+        profile = ProfilingResult(name)
+        for config, by_batch_size in latencies.items():
+            for batch_size, stages in by_batch_size.items():
+                ones = [1.0] * len(stages)
+                profile.add_result(ParallelConfig(*config), batch_size, stages, ones, ones)
+        return profile
+
+    return build
+
+
+@pytest.fixture
+def random_state_untouched():
+    """Fail the test if it changed the global state of `random` or of NumPy."""
+
+    def states():
+        return pickle.dumps((random.getstate(), np.random.get_state()))
+
+    before = states()
+    yield
+    assert states() == before
+
+
+class SimulatorProblem(NamedTuple):
+    """Arguments of the fast simulator: profiles per model, a placement, and columns of requests."""
+
+    profiles: list
+    placement: ModelPlacement
+    model_ids: np.ndarray
+    slos: np.ndarray
+    arrivals: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def simulator_problems(profile_of):
+    """Return a hypothesis strategy of small SimulatorProblems with uneven stages and unregistered models (-1)."""
+    configs = [(1, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 3)]
+    latencies = st.sampled_from([0.0, 0.03, 0.05, 0.1, 0.17, 0.4])
+
+    @st.composite
+    def profiles(draw):
+        growth = draw(st.sampled_from([0.0, 0.1, 0.6]))
+        return profile_of(
+            {
+                config: {
+                    batch_size: [base * (1 + growth * (batch_size - 1)) for base in stages]
+                    for batch_size in batchsize_config
+                }
+                for config in configs
+                for stages in [draw(st.lists(latencies, min_size=config[2], max_size=config[2]))]
+            }
+        )
+
+    @st.composite
+    def problems(draw):
+        models = draw(st.lists(profiles(), min_size=1, max_size=3))
+        ids = range(len(models))
+        groups = draw(
+            st.lists(
+                st.tuples(st.sampled_from(configs), st.lists(st.sampled_from(ids), unique=True)),
+                min_size=1,
+                max_size=4,
+            )
+        )
+        gaps = st.sampled_from([0.0, 0.0, 0.01, 0.05, 0.3])
+        slos = st.sampled_from([0.05, 0.15, 0.3, 0.6, 1.5, np.inf])
+        requests = draw(st.lists(st.tuples(gaps, st.sampled_from([-1, *ids]), slos), max_size=40))
+        return SimulatorProblem(
+            models,
+            ModelPlacement([config for config, _ in groups], [members for _, members in groups]),
+            np.array([model_id for _, model_id, _ in requests], dtype=np.int32),
+            np.array([slo for _, _, slo in requests]),
+            np.cumsum([gap for gap, _, _ in requests]),
+        )
+
+    return problems()
