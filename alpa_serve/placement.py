@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidProfileError
@@ -82,6 +83,14 @@ class ClusterEnv:
     def allows_group_of(self, size: int) -> bool:
         """Tell whether a group of `size` devices lies within a node or takes whole nodes."""
         return size <= self.num_devices_per_node or size % self.num_devices_per_node == 0
+
+    def can_hold(self, sizes: Sequence[int]) -> bool:
+        """Tell whether groups of these sizes (devices) fit without tearing a node."""
+        try:
+            _first_devices(list(sizes), self)
+        except InvalidPlacementError:
+            return False
+        return True
 
 
 @dataclass
@@ -181,19 +190,7 @@ class ModelPlacement:
             If the devices or the nodes do not suffice.
         """
         sizes = [config.num_devices for config in self.group_configs]
-        per_node = cluster_env.num_devices_per_node
-        if sum(sizes) > cluster_env.num_devices:
-            raise InvalidPlacementError(
-                f"the groups need {sum(sizes)} devices, the cluster has {cluster_env.num_devices}"
-            )
-        for group_id, size in enumerate(sizes):
-            if not cluster_env.allows_group_of(size):
-                raise InvalidPlacementError(
-                    f"group {group_id} of {size} devices is neither within a node of {per_node} nor whole nodes"
-                )
-        starts = [sum(sizes[:group_id]) for group_id in range(len(sizes))]
-        if any(_tears_node(start, size, per_node) for start, size in zip(starts, sizes, strict=True)):
-            starts = _pack_nodes(sizes, cluster_env)
+        starts = _first_devices(sizes, cluster_env)
         return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
 
     def deployment(self, model_names: Sequence[str], cluster_env: ClusterEnv) -> list[ReplicaDeployment]:
@@ -278,6 +275,28 @@ class ModelPlacementWithReplacement:
 
 
 Placement = ModelPlacement | ModelPlacementWithReplacement
+
+
+def _first_devices(sizes: list[int], cluster_env: ClusterEnv) -> list[int]:
+    """Return the first device of each group of `sizes` devices, in their order if that tears no node.
+
+    Raises
+    ------
+    InvalidPlacementError
+        If the devices or the nodes do not suffice.
+    """
+    per_node = cluster_env.num_devices_per_node
+    if sum(sizes) > cluster_env.num_devices:
+        raise InvalidPlacementError(f"the groups need {sum(sizes)} devices, the cluster has {cluster_env.num_devices}")
+    for group_id, size in enumerate(sizes):
+        if not cluster_env.allows_group_of(size):
+            raise InvalidPlacementError(
+                f"group {group_id} of {size} devices is neither within a node of {per_node} nor whole nodes"
+            )
+    starts = list(accumulate(sizes, initial=0))[:-1]
+    if any(_tears_node(start, size, per_node) for start, size in zip(starts, sizes, strict=True)):
+        return _pack_nodes(sizes, cluster_env)
+    return starts
 
 
 def _tears_node(start: int, size: int, per_node: int) -> bool:

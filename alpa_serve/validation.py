@@ -47,7 +47,10 @@ def check_real(
     wanted = f"must be a {'finite ' if finite else ''}number{bound}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise error(f"{what} {wanted}, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise error(f"{what} {wanted}, got a number beyond 1e308") from None
     too_small = number <= minimum if exclusive else number < minimum
     if math.isnan(number) or too_small or (finite and math.isinf(number)):
         raise error(f"{what} {wanted}, got {value!r}")

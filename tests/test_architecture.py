@@ -227,17 +227,8 @@ PUBLIC[POLICIES] = {
     if name[0].isupper()
 }
 
-# the library calls the argument file_name
-SPELT_OTHERWISE = {"ProfilingDatabase.update_from_csv", "ProfilingDatabase.update_from_auto_csv"}
-
 NAMES = [
-    pytest.param(
-        module,
-        name,
-        arguments,
-        id=f"{module}.{name}",
-        marks=[pytest.mark.xfail(strict=True, reason="api.md: file")] if name in SPELT_OTHERWISE else [],
-    )
+    pytest.param(module, name, arguments, id=f"{module}.{name}")
     for module, names in PUBLIC.items()
     for name, arguments in names.items()
 ]

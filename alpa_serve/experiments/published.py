@@ -184,11 +184,19 @@ def parse_entries(text: str) -> list[PublishedEntry]:
     parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
     try:
         parser.read_string(text)
-        return [_parse_section(name, parser[name]) for name in parser.sections()]
     except configparser.Error as error:
         raise InvalidPlacementError(f"not a list of placements: {error}") from error
-    except KeyError as error:
-        raise InvalidPlacementError(f"not a list of placements: a section lacks {error}") from error
+    entries = []
+    for name in parser.sections():
+        try:
+            entries.append(_parse_section(name, parser[name]))
+        except InvalidPlacementError:
+            raise
+        except KeyError as error:
+            raise InvalidPlacementError(f"section [{name}] lacks {error}") from error
+        except ValueError as error:
+            raise InvalidPlacementError(f"section [{name}]: {error}") from error
+    return entries
 
 
 def read_entries(path: str | os.PathLike[str]) -> list[PublishedEntry]:

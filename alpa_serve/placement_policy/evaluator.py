@@ -126,7 +126,11 @@ class PlacementEvaluator:
         return self._weights[config]
 
     def evaluate(self, placement: ModelPlacement) -> Evaluation:
-        """Return what `placement` attains; the same figures as one simulation of the whole."""
+        """Return what `placement` attains.
+
+        Counts and goodput are exactly those of one simulation of the whole; the mean latency is summed model by
+        model, so it may differ from another order of summation by rounding.
+        """
         num_good = np.zeros(len(self._models), np.int64)
         latency = np.zeros(len(self._models))
         group_num_requests = np.zeros(len(placement.group_configs), np.int64)

@@ -19,12 +19,12 @@ def configs_of_size(size: int, max_pp: int, max_op: int) -> list[ParallelConfig]
 
 
 def even_shapes(cluster_env: ClusterEnv, max_pp: int, max_op: int) -> list[list[ParallelConfig]]:
-    """List the shapes of equal groups whose size divides the number of devices."""
+    """List the shapes of equal groups whose size divides the number of devices and that fit the nodes."""
     num_devices = cluster_env.num_devices
     return [
         [config] * (num_devices // size)
         for size in get_factors(num_devices)
-        if cluster_env.allows_group_of(size)
+        if cluster_env.can_hold([size] * (num_devices // size))
         for config in configs_of_size(size, max_pp, max_op)
     ]
 
@@ -32,15 +32,18 @@ def even_shapes(cluster_env: ClusterEnv, max_pp: int, max_op: int) -> list[list[
 def uneven_shapes(cluster_env: ClusterEnv, max_pp: int, max_op: int) -> list[list[ParallelConfig]]:
     """List the shapes of equal groups of a power of two devices, what is left over being pipelines.
 
-    The devices left over are split into powers of two s, each a pipeline (1, 1, s).
+    The devices left over are split into powers of two s, each a pipeline (1, 1, s). Shapes that would tear a node are
+    left out.
     """
     num_devices = cluster_env.num_devices
-    return [
-        [config] * (num_devices // size) + [ParallelConfig(1, 1, rest) for rest in decompose2tok(num_devices % size)]
-        for size in get2tok(num_devices)
-        if cluster_env.allows_group_of(size)
-        for config in configs_of_size(size, max_pp, max_op)
-    ]
+    shapes = []
+    for size in get2tok(num_devices):
+        num_groups, left_over = divmod(num_devices, size)
+        rest = decompose2tok(left_over)
+        if cluster_env.can_hold([size] * num_groups + rest):
+            rest_configs = [ParallelConfig(1, 1, stages) for stages in rest]
+            shapes += [[config] * num_groups + rest_configs for config in configs_of_size(size, max_pp, max_op)]
+    return shapes
 
 
 def pipelines(cluster_env: ClusterEnv, num_stages: int, *, remainder: bool) -> list[ParallelConfig]:

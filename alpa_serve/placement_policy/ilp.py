@@ -247,7 +247,7 @@ def solve_model_parallel(
     program = _Program()
     capacity: list[dict[int, float]] = [{} for _ in model_datas]
     # one slot per group that there could be of each config: the config of a group is then no decision of its own
-    slots = [config for config in usable for _ in range(cluster_env.num_devices // config.num_devices)]
+    slots, slots_by_node = _group_slots(usable, cluster_env)
     opened = [program.variable(1.0, integral=True) for _ in slots]
     placed: list[dict[int, int]] = []
     for slot, config in enumerate(slots):
@@ -261,11 +261,12 @@ def solve_model_parallel(
         program.constrain({opened[slot]: -1.0, **row}, upper=0.0)
         for variable in members.values():
             program.constrain({variable: 1.0, opened[slot]: -1.0}, upper=0.0)
-        if slot and slots[slot - 1] == config:
+        if slot and slots[slot - 1] == config and not any(slot == node[0] for _, node in slots_by_node):
             # equal groups open in order, or the solver would try every permutation of them
             program.constrain({opened[slot]: 1.0, opened[slot - 1]: -1.0}, upper=0.0)
-    sizes = {variable: float(config.num_devices) for variable, config in zip(opened, slots, strict=True)}
-    program.constrain(sizes, lower=cluster_env.num_devices, upper=cluster_env.num_devices)
+    for node_devices, members_of_node in slots_by_node:
+        sizes = {opened[slot]: float(slots[slot].num_devices) for slot in members_of_node}
+        program.constrain(sizes, lower=node_devices, upper=node_devices)
     _tolerance_objective(program, capacity, model_datas)
     values = program.solve(time_limit)
     chosen = [slot for slot in range(len(slots)) if values[opened[slot]] > 0.5]
@@ -273,6 +274,33 @@ def solve_model_parallel(
         [slots[slot] for slot in chosen],
         [[model_id for model_id, variable in placed[slot].items() if values[variable] > 0.5] for slot in chosen],
     )
+
+
+def _group_slots(
+    configs: Sequence[ParallelConfig], cluster_env: ClusterEnv
+) -> tuple[list[ParallelConfig], list[tuple[int, range]]]:
+    """List the groups that there could be, by parts of the cluster that are cut apart from each other.
+
+    Groups of powers of two always fit nodes of a power of two: the cluster is one part. Other nodes are parts of their
+    own, with groups within a node only.
+
+    Returns
+    -------
+    slots : list of ParallelConfig
+    parts : list of (int, range)
+        Devices of each part, and the numbers of its slots.
+    """
+    num_devices, per_node = cluster_env.num_devices, cluster_env.num_devices_per_node
+    whole = per_node & (per_node - 1) == 0
+    part_size = num_devices if whole else per_node
+    slots: list[ParallelConfig] = []
+    parts = []
+    for first in range(0, num_devices, part_size):
+        size = min(part_size, num_devices - first)
+        start = len(slots)
+        slots += [config for config in configs for _ in range(size // config.num_devices)]
+        parts.append((size, range(start, len(slots))))
+    return slots, parts
 
 
 def pack_all_models(

@@ -225,9 +225,9 @@ class ModelParallelismSearch(BasePlacementPolicy):
         ]
         if not shapes:
             raise InfeasiblePlacementError(
-                f"{cluster_env.num_devices} devices have no shape of "
-                f"{'any' if self.num_groups is None else self.num_groups} groups within "
-                f"max_pp={self.max_pp} and max_op={self.max_op}"
+                f"{cluster_env.num_devices} devices in nodes of {cluster_env.num_devices_per_node} cannot be cut into "
+                f"{'groups' if self.num_groups is None else f'a number of groups that is {self.num_groups}'} "
+                f"within max_pp={self.max_pp} and max_op={self.max_op}"
             )
         check_something_fits(model_datas, cluster_env, group_partition.all_configs(shapes))
         train_workload = workload_or_training(train_workload, model_datas)

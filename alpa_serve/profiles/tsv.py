@@ -119,7 +119,7 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidProfileError(f"{path}: not a text file: {error}") from None
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, [cell.strip() for cell in line.split("\t")]
 

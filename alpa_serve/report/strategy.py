@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from alpa_serve.placement_policy.evaluator import Evaluation
     from alpa_serve.simulator.requests import Workload
 
-WIDTH = 110
-"""Columns of the text."""
-
 # rich's SIMPLE_HEAD with plain dashes: the text goes to files and to terminals that know ASCII only
 _RULED = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
@@ -79,7 +76,8 @@ def _table(*columns: str) -> Table:
 
 
 def _render(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    # wider than any table: nothing is wrapped or cut
+    console = Console(file=io.StringIO(), width=10**6, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
@@ -98,7 +96,7 @@ def _group_table(
         gib = evaluator.weights(config) / GB
         table.add_row(
             str(group_id),
-            ",".join(map(str, devices[group_id])),
+            _span(devices[group_id]),
             str(config.op),
             str(config.pp),
             str(evaluation.group_num_requests[group_id]),
@@ -106,6 +104,11 @@ def _group_table(
             "\n".join([*(f"{gib[m]:.2f}" for m in models), f"{gib[models].sum():.2f}"]),
         )
     return table
+
+
+def _span(devices: Sequence[int]) -> str:
+    """Write the devices of a group, which are consecutive, as "first-last"."""
+    return f"{devices[0]}-{devices[-1]}" if len(devices) > 1 else str(devices[0])
 
 
 def _model_table(

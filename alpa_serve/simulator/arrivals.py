@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MIN_CV, MAX_CV = 1e-6, 1e3
+"""Range of the coefficient of variation of a GammaProcess; beyond, its gaps are all equal or all zero as floats."""
+
+MIN_MEAN_GAP_S = 1e-9
+"""Smallest mean gap of a ParetoProcess in seconds."""
+
+
 class ArrivalProcess(ABC):
     """When requests come, as a random process."""
 
@@ -124,6 +131,8 @@ class GammaProcess(ArrivalProcess):
         name = type(self).__name__
         self.rate_ = _positive(arrival_rate, f"arrival_rate of a {name}")
         self.cv_ = _positive(cv, f"cv of a {name} (for equal gaps take a DeterministicProcess)")
+        if not MIN_CV <= self.cv_ <= MAX_CV:
+            raise InvalidConfigError(f"cv of a {name} must lie between {MIN_CV:g} and {MAX_CV:g}, got {cv!r}")
         self.shape = 1 / self.cv_**2
         self.scale = self.cv_**2 / self.rate_
 
@@ -225,6 +234,12 @@ class ParetoProcess(ArrivalProcess):
             raise InvalidConfigError(
                 f"ParetoProcess(shape={shape}, scale={scale}, loc={loc}) has gaps down to "
                 f"{self.loc + self.scale - 1:g} s; loc + scale must be at least 1"
+            )
+
+        if self._mean_gap() < MIN_MEAN_GAP_S:
+            raise InvalidConfigError(
+                f"ParetoProcess(shape={shape}, scale={scale}, loc={loc}) has a mean gap of {self._mean_gap():g} s; "
+                f"it must be at least {MIN_MEAN_GAP_S:g} s"
             )
 
     def _mean_gap(self) -> float:

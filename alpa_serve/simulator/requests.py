@@ -223,6 +223,8 @@ class Workload:
         bad = np.flatnonzero(~(self.slos >= 0))
         if len(bad):
             raise InvalidWorkloadError(f"the SLO of request {bad[0]} is {self.slos[bad[0]]}; must be >= 0 s")
+        if len(set(self.model_names)) != len(self.model_names):
+            raise InvalidWorkloadError(f"model names must differ, got {', '.join(map(str, self.model_names))}")
         if len(self.model_ids) and not 0 <= self.model_ids.min() <= self.model_ids.max() < len(self.model_names):
             raise InvalidWorkloadError(f"model ids must be 0 to {len(self.model_names) - 1}")
 
@@ -251,7 +253,8 @@ class Workload:
                 else check_real(value, f"SLO of request {idx}", minimum=0, finite=False, error=InvalidWorkloadError)
             )
         elif name == "submit_time":
-            self.submit_times[idx] = np.nan if value is None else value
+            what = f"submit_time of request {idx}"
+            self.submit_times[idx] = np.nan if value is None else check_real(value, what, error=InvalidWorkloadError)
         elif name == "data":
             if self.data is None:
                 self.data = np.full(len(self), None, dtype=object)
@@ -284,11 +287,14 @@ class Workload:
 
     def _take(self, key: slice | NDArray[np.intp]) -> Workload:
         part = Workload.__new__(Workload)
-        part.arrivals, part.model_ids, part.slos = self.arrivals[key], self.model_ids[key], self.slos[key]
+        # copies: what is set on a part does not reach the whole
+        part.arrivals = self.arrivals[key].copy()
+        part.model_ids = self.model_ids[key].copy()
+        part.slos = self.slos[key].copy()
         part.model_names = self.model_names
-        part.data = None if self.data is None else self.data[key]
+        part.data = None if self.data is None else self.data[key].copy()
         if "submit_times" in self.__dict__:
-            part.submit_times = self.submit_times[key]
+            part.submit_times = self.submit_times[key].copy()
         part.enable_simulator_cache = False
         part.cached_data = None
         return part
@@ -325,6 +331,8 @@ class Workload:
                 for workload in args
             ]
             merged.data = np.concatenate(blocks)[order]
+        if any("submit_times" in workload.__dict__ for workload in args):
+            merged.submit_times = np.concatenate([workload.submit_times for workload in args])[order]
         merged.enable_simulator_cache = False
         merged.cached_data = None
         return merged
@@ -395,10 +403,14 @@ class Workload:
 
 
 def _column(values: ArrayLike, dtype: type, what: str) -> NDArray[Any]:
+    """Return a copy of `values` as a column of `dtype`, refusing what it cannot hold exactly."""
     try:
+        given = np.asarray(values)
         column: NDArray[Any] = np.array(values, dtype=dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidWorkloadError(f"{what} must be numbers: {error}") from None
+    if dtype is np.int32 and len(given) and not np.array_equal(given, column):
+        raise InvalidWorkloadError(f"{what} must be whole numbers below 2**31, got {given.tolist()[:10]} ...")
     if column.ndim != 1:
         raise InvalidWorkloadError(f"{what} must have one dimension, got shape {column.shape}")
     return column

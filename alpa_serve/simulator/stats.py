@@ -159,7 +159,7 @@ def _num_cut(arrivals: NDArray[np.float64], warmup: float) -> int:
     """Return how many requests to cut from each end."""
     check_real(warmup, "warmup (s)", minimum=0.0, error=InvalidWorkloadError)
     span = float(arrivals[-1] - arrivals[0]) if len(arrivals) else 0.0
-    cut = int(warmup / span * len(arrivals)) if span > 0 else 0
+    cut = int(min(warmup / span, 1.0) * len(arrivals)) if span > 0 else 0
     if cut and 2 * cut >= len(arrivals):
         raise InvalidWorkloadError(
             f"a warmup of {warmup:g} s at both ends leaves none of the {len(arrivals)} requests "

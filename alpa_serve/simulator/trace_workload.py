@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random as stdlib_random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from alpa_serve.simulator.requests import Workload
 from alpa_serve.validation import check_int, check_known, check_real
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -170,6 +171,9 @@ class WorkloadFromTrace(ArrivalProcess):
         """
         check_real(slo, "slo (factor)", minimum=0.0, exclusive=True)
         models = [_checked_model(model, position) for position, model in enumerate(model_list)]
+        ids = [model["id"] for model in models]
+        if len(set(ids)) != len(ids):
+            raise InvalidConfigError(f"the ids in model_list must differ, got {ids}")
         slos = np.array([model_slo(model["name"], model["output_length"], slo) for model in models])
         loads = [model["load_time"] for model in models]
         random = np.random.RandomState(seed)
@@ -202,6 +206,8 @@ def _minute_counts(trace: pd.DataFrame) -> NDArray[np.int64]:
     if not len(trace):
         raise InvalidTraceError("the trace has no request")
     stamps = trace["TIMESTAMP"]
+    if isinstance(stamps, pd.DataFrame):
+        raise InvalidTraceError("the trace has more than one column TIMESTAMP")
     if not pd.api.types.is_datetime64_any_dtype(stamps):
         if pd.api.types.is_numeric_dtype(stamps):
             raise InvalidTraceError(f"TIMESTAMP must be dates, got numbers such as {stamps.iloc[0]!r}")
@@ -220,6 +226,8 @@ def _minute_counts(trace: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def _checked_model(model: Mapping[str, Any], position: int) -> Mapping[str, Any]:
+    if not isinstance(model, Mapping):
+        raise InvalidConfigError(f"entry {position} of model_list must be a dict, got {model!r}")
     missing = [key for key in ("id", "name", "load_time", "output_length") if key not in model]
     if missing:
         raise InvalidConfigError(f"entry {position} of model_list lacks {', '.join(missing)}: {dict(model)}")
@@ -230,9 +238,9 @@ def _checked_model(model: Mapping[str, Any], position: int) -> Mapping[str, Any]
 
 def _prompts(dataset: str, seed: int, count: int) -> list[str]:
     """Return `count` prompts of a Hugging Face data set."""
-    import datasets
-
     try:
+        import datasets
+
         rows = datasets.load_dataset(dataset, split="train")
     except Exception as error:
         # the hub client fails in many ways: no such name, no network, a damaged cache

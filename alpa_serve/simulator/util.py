@@ -69,6 +69,13 @@ def async_to_sync(async_def: Callable[..., Coroutine[Any, Any, Result]]) -> Call
     return update_wrapper(call, async_def)
 
 
+def _numbers(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidConfigError(f"{what} must be numbers: {error}") from None
+
+
 class MMPPSampler:
     """Markov-modulated Poisson process: a Markov chain whose state sets the request rate.
 
@@ -86,8 +93,8 @@ class MMPPSampler:
     """
 
     def __init__(self, Q: ArrayLike, lambda_: ArrayLike) -> None:  # noqa: N803 (the field's name)
-        self.Q: NDArray[np.float64] = np.array(Q, dtype=np.float64)
-        self.lambda_: NDArray[np.float64] = np.array(lambda_, dtype=np.float64)
+        self.Q = _numbers(Q, "Q")
+        self.lambda_ = _numbers(lambda_, "the request rates")
         num_states = len(self.lambda_) if self.lambda_.ndim == 1 else 0
         if num_states == 0 or self.Q.shape != (num_states, num_states):
             raise InvalidConfigError(
@@ -111,17 +118,18 @@ class MMPPSampler:
         rates : sequence of float, length m
             Requests per second in each state.
         """
-        stay = np.array(durations, dtype=np.float64)
+        stay = _numbers(durations, "state durations")
         if stay.ndim != 1 or not (np.isfinite(stay) & (stay > 0)).all():
             raise InvalidConfigError(f"state durations must be finite and > 0 s, got {durations}")
-        if len(stay) != len(rates):
-            raise InvalidConfigError(f"{len(stay)} state durations but {len(rates)} request rates")
+        request_rates = _numbers(rates, "the request rates")
+        if request_rates.shape != stay.shape:
+            raise InvalidConfigError(f"{len(stay)} state durations but {request_rates.size} request rates")
         num_others = len(stay) - 1
         generator = np.zeros((len(stay), len(stay)))
         if num_others:
             generator = np.repeat(1 / (stay[:, None] * num_others), len(stay), axis=1)
             np.fill_diagonal(generator, -1 / stay)
-        return cls(generator, rates)
+        return cls(generator, request_rates)
 
     unifrom_mmpp = uniform_mmpp
     """AlpaServe's spelling."""

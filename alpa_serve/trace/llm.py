@@ -104,15 +104,21 @@ def _read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        # as text, blank lines included: then a row's number tells its line
-        raw = pd.read_csv(path, dtype=str, skip_blank_lines=False, keep_default_na=False, na_values=[""])
+        # as text, header and blank lines included: then a row's number tells its line
+        raw = pd.read_csv(
+            path, dtype=str, header=None, skip_blank_lines=False, keep_default_na=False, na_values=[""], index_col=False
+        )
     except pd.errors.EmptyDataError:
         raise InvalidTraceError(f"{path}: the file is empty") from None
     except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
+        # a row that is wider than the header is among these; the message then names its line
         raise InvalidTraceError(f"{path}: not a CSV file: {error}") from None
-    raw.columns = [str(column).strip() for column in raw.columns]
+    raw.columns = [str(column).strip() for column in raw.iloc[0]]
+    raw = raw.iloc[1:]
     if "TIMESTAMP" not in raw.columns:
         raise InvalidTraceError(f"{path}, line 1: no column TIMESTAMP; found {', '.join(raw.columns)}")
+    if not raw.columns.is_unique:
+        raise InvalidTraceError(f"{path}, line 1: two columns have the same name: {', '.join(raw.columns)}")
     raw = raw.dropna(how="all")
     if not len(raw):
         raise InvalidTraceError(f"{path}: no request in this file")
@@ -134,5 +140,5 @@ def _check_column(
     """Check that every cell is valid, or name the line of the first that is not."""
     if not valid.all():
         row = raw.index[~valid.to_numpy()][0]
-        # the header is line 1, row 0 line 2
-        raise InvalidTraceError(f"{path}, line {row + 2}, column {column}: {problem}: {raw.at[row, column]!r}")
+        # rows count from 0 at the header, lines from 1
+        raise InvalidTraceError(f"{path}, line {row + 1}, column {column}: {problem}: {raw.at[row, column]!r}")

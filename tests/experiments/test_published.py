@@ -106,7 +106,6 @@ def test_a_file_that_cannot_be_read_names_the_section_and_what_is_wrong(text, ol
         parse_entries(broken)
 
 
-@pytest.mark.xfail(strict=True, reason="DEFECT: a plain ValueError that names no section")
 @pytest.mark.parametrize(
     ("old", "new"),
     [

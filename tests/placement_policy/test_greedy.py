@@ -5,6 +5,7 @@ from alpa_serve.placement import ClusterEnv, ModelPlacement
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.greedy import replica_placement_fast_greedy, replica_placement_round_robin
 from alpa_serve.profiling import ParallelConfig
+from alpa_serve.simulator.workload import Workload
 from alpa_serve.util import GB
 
 ONE, TWO = ParallelConfig(1, 1, 1), ParallelConfig(1, 1, 2)
@@ -102,3 +103,11 @@ def test_round_robin_gives_each_group_in_turn_the_next_model_in_the_cycle(model_
     filled = replica_placement_round_robin(groups, model_datas_of(models), ClusterEnv(2, 4 * GB))
     # groups keep their order: nothing is normalised
     assert filled.group_models == [[0, 2], [1, 0]]
+
+
+def test_among_equally_unserved_models_fast_greedy_takes_the_last(datas):
+    # an ascending stable sort, reversed: one answer on every machine
+    found = replica_placement_fast_greedy(
+        ModelPlacement.empty_groups([ONE]), datas, ClusterEnv(1, 2.1 * GB), Workload.empty()
+    )
+    assert found.group_models == [[3]]

@@ -23,7 +23,7 @@ from alpa_serve.placement_policy import (
 from alpa_serve.placement_policy.base_policy import gen_train_workload
 from alpa_serve.profiling import ParallelConfig, load_test_prof_result
 from alpa_serve.simulator.controller import approximate_one_case
-from alpa_serve.simulator.workload import PoissonProcess, Workload
+from alpa_serve.simulator.workload import GammaProcess, PoissonProcess, Workload
 from alpa_serve.util import GB, ServingCase
 
 ONE = ParallelConfig(1, 1, 1)
@@ -153,11 +153,10 @@ def test_models_without_a_profile_on_any_group_that_may_be_used_are_infeasible(n
         solved(POLICIES[name][0](), exotic, ClusterEnv(4, 9 * GB))
 
 
-IGNORES_ODD_NODES = pytest.mark.xfail(strict=True, reason="DEFECT: the placement found tears nodes of three")
 CHOOSE_SHAPES = [name for name in POLICIES if name.startswith(("ModelParallelismSearch", "ModelParallelismILP"))]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=IGNORES_ODD_NODES) for name in CHOOSE_SHAPES])
+@pytest.mark.parametrize("name", CHOOSE_SHAPES)
 def test_groups_lie_within_nodes_whose_size_is_no_power_of_two(name):
     # single devices are possible
     cluster = ClusterEnv(6, 2.1 * GB, num_devices_per_node=3)
@@ -295,6 +294,13 @@ def test_training_workload_lasts_until_enough_requests_are_expected():
     assert gen_train_workload(FOUR, 1, 10, 0).arrivals.tolist() != shortest.arrivals.tolist()
     with pytest.raises(InvalidConfigError, match="no model has a rate"):
         gen_train_workload([model(0, rate=0.0)])
+
+
+def test_training_workload_draws_each_model_with_a_seed_of_its_own():
+    workload = gen_train_workload(FOUR, 5, 10, 0)
+    for number, data in enumerate(FOUR):
+        alone = GammaProcess(data.rate, data.cv).generate_arrivals(0, 10, seed=5 + number)
+        assert workload.select_models([data.name]).arrivals.tolist() == alone.tolist()
 
 
 def test_replacement_starts_each_placement_with_the_first_request_of_its_interval():

@@ -298,7 +298,6 @@ def test_a_damaged_byte_gives_a_profile_or_a_clear_error(load_bytes, data):
     assert all(isinstance(profile, ProfilingResult) for profile in results.values())
 
 
-@pytest.mark.xfail(strict=True, reason="defect: np.ndarray is admitted as a callable, so raw bytes become pointers")
 def test_an_object_array_over_raw_bytes_is_refused_without_following_its_pointers(tmp_path):
     pointers = Calls(np.ndarray, (1,), np.dtype("O"), b"A" * 8)
     path = tmp_path / "profiles.pkl"

@@ -118,23 +118,33 @@ def solve_with_progress(baseline, datas, cluster, workload):
         return maveriq.solve_baseline(baseline, datas, cluster, workload, callback=show)
 
 
+def is_new(path):
+    """Tell whether the results file is to be started; refuse a file that holds something else."""
+    if not path.parent.is_dir():
+        raise InvalidConfigError(f"--output: there is no folder {path.parent}")
+    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+        return True
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        header = next(csv.reader(file))
+    if tuple(header) != CSV_COLUMNS:
+        raise InvalidConfigError(f"{path} has other columns ({', '.join(header)}); take another --output")
+    return False
+
+
 def append_row(path, row):
     """Append a result, writing the header line first to a new file."""
-    is_new = not path.exists() or path.stat().st_size == 0
-    if not is_new:
-        with path.open(encoding="utf-8", newline="") as file:
-            header = next(csv.reader(file))
-        if tuple(header) != CSV_COLUMNS:
-            raise InvalidConfigError(f"{path} has other columns ({', '.join(header)}); take another --output")
+    start = is_new(path)
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
-        if is_new:
+        if start:
             writer.writeheader()
         writer.writerow(row)
 
 
 def run(options):
     """Search and print the strategy."""
+    if options.output is not None:
+        is_new(options.output)
     cluster = ClusterEnv(options.num_devices, options.mem_budget * GB, options.num_devices_per_node)
     models = maveriq.model_list(options.model_set) if options.model_set else model_list
     trace = WorkloadFromTrace(options.scale_rate, load_azure_llm_trace(options.trace))
@@ -146,12 +156,13 @@ def run(options):
     if len(datas) != len(models):
         raise InvalidConfigError(f"model_datas has {len(datas)} models, model_list {len(models)}")
     placement = solve_with_progress(BASELINES[options.baseline], datas, cluster, workload)
+    strategy = format_strategy(placement, datas, [model["name"] for model in models], cluster, workload)
     print(
         f"{len(models)} models on {cluster.num_devices} devices of {cluster.mem_budget / GB:g} GiB, "
         f"{options.baseline}, trace {options.trace} at scale_rate {options.scale_rate:g}, slo {options.slo:g}: "
         f"{len(workload)} requests, {workload.rate:.2f}/s, cv {workload.cv:.2f}\n"
     )
-    print(format_strategy(placement, datas, [model["name"] for model in models], cluster, workload))
+    print(strategy)
     if options.output is not None:
         evaluation = PlacementEvaluator(datas, cluster, workload).evaluate(placement)
         row = (

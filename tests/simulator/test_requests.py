@@ -202,7 +202,6 @@ def test_submit_times_given_with_the_requests_are_kept_in_slices():
     assert [r.submit_time for r in workload[::2].requests] == [5.0]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: Workload.merge drops submit times")
 def test_submit_times_survive_a_merge():
     workload = Workload([0], [Request("a", None, None, 0, 0.0, 5.0)])
     assert [r.submit_time for r in (workload + two_requests()).requests] == [5.0, None, None]

@@ -157,7 +157,6 @@ def test_a_bad_file_is_refused_with_file_line_and_column(content, message, read)
     assert "trace.csv" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="DEFECT: pandas takes the first cells of wider rows for an index")
 @pytest.mark.parametrize(
     "content",
     [
@@ -177,7 +176,6 @@ def test_rows_wider_than_the_header_are_refused_with_their_line_or_read_by_the_h
     assert "line 2" in message
 
 
-@pytest.mark.xfail(strict=True, reason="DEFECT: two columns that strip to TIMESTAMP give a plain ValueError of pandas")
 def test_two_columns_of_one_name_are_refused(read):
     with pytest.raises(InvalidTraceError, match="TIMESTAMP"):
         read("TIMESTAMP, TIMESTAMP\n2023-11-16 18:17:03,2023\n")
@@ -225,7 +223,6 @@ def assert_valid_or_refused(read, content):
         assert (trace[tokens] >= 0).all()
 
 
-@pytest.mark.xfail(reason="DEFECT: a row wider than the header gives a TypeError")
 @settings(deadline=None, max_examples=400)
 @given(seed=st.integers(0, 2**32), num_changes=st.integers(1, 6))
 def test_a_damaged_file_is_read_as_valid_dates_or_refused(read, seed, num_changes):
