@@ -34,3 +34,7 @@ class InvalidPlacementError(AlpaServeError, ValueError):
 
 class InfeasiblePlacementError(AlpaServeError, RuntimeError):
     """No placement meets the constraints; the message says which constraint to relax, and to what."""
+
+
+class SolverStoppedError(InfeasiblePlacementError):
+    """No placement was found in the time given, which does not prove that there is none."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from alpa_serve.device_layout import first_devices
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidProfileError
+from alpa_serve.profiles.result import check_parallel_config
 from alpa_serve.profiling import ParallelConfig, ProfilingResult
 from alpa_serve.util import GB
 from alpa_serve.validation import check_int, check_real
@@ -87,7 +87,7 @@ class ClusterEnv:
     def can_hold(self, sizes: Sequence[int]) -> bool:
         """Tell whether groups of these sizes (devices) fit without tearing a node."""
         try:
-            _first_devices(list(sizes), self)
+            first_devices(list(sizes), self.num_devices, self.num_devices_per_node)
         except InvalidPlacementError:
             return False
         return True
@@ -109,13 +109,29 @@ class ModelPlacement:
     group_models: list[list[int]]
 
     def __post_init__(self) -> None:
-        self.group_configs = [ParallelConfig(*config) for config in self.group_configs]
-        self.group_models = [[int(model_id) for model_id in models] for models in self.group_models]
+        try:
+            self.group_configs = [
+                check_parallel_config(config, f"group {g}") for g, config in enumerate(self.group_configs)
+            ]
+        except InvalidProfileError as error:
+            raise InvalidPlacementError(str(error)) from None
+        self.group_models = [
+            [_check_id(model_id, f"group {g}: model id") for model_id in models]
+            for g, models in enumerate(self.group_models)
+        ]
         if len(self.group_configs) != len(self.group_models):
             raise InvalidPlacementError(
                 f"a placement needs as many group_models as group_configs, "
                 f"got {len(self.group_models)} and {len(self.group_configs)}"
             )
+
+    @classmethod
+    def _of(cls, group_configs: list[ParallelConfig], group_models: list[list[int]]) -> ModelPlacement:
+        """Make a placement of parts of another one, which need no check."""
+        placement = cls.__new__(cls)
+        placement.group_configs = group_configs
+        placement.group_models = group_models
+        return placement
 
     @classmethod
     def empty_groups(cls, group_configs: Sequence[ParallelConfig]) -> ModelPlacement:
@@ -132,20 +148,28 @@ class ModelPlacement:
         return {model_id for models in self.group_models for model_id in models}
 
     def add_model(self, group_id: int, model_id: int) -> ModelPlacement:
-        """Return a copy in which group `group_id` holds model `model_id` too."""
+        """Return a copy in which group `group_id` holds model `model_id` too.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If there is no such group.
+        """
+        if not 0 <= group_id < len(self.group_configs):
+            raise InvalidPlacementError(f"no group {group_id}; groups are 0 to {len(self.group_configs) - 1}")
         grown = self.copy()
-        grown.group_models[group_id].append(model_id)
+        grown.group_models[group_id].append(_check_id(model_id, "model id"))
         return grown
 
     def normalize(self) -> ModelPlacement:
         """Return the same placement with models sorted in each group and groups sorted by their models."""
         models = [sorted(group) for group in self.group_models]
         order = sorted(range(len(models)), key=models.__getitem__)
-        return ModelPlacement([self.group_configs[g] for g in order], [models[g] for g in order])
+        return ModelPlacement._of([self.group_configs[g] for g in order], [models[g] for g in order])
 
     def copy(self) -> ModelPlacement:
         """Return a copy that shares no list with this one."""
-        return ModelPlacement(self.group_configs, self.group_models)
+        return ModelPlacement._of(list(self.group_configs), [list(models) for models in self.group_models])
 
     def verify(self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> None:
         """Check that the placement is possible on `cluster_env`.
@@ -190,7 +214,7 @@ class ModelPlacement:
             If the devices or the nodes do not suffice.
         """
         sizes = [config.num_devices for config in self.group_configs]
-        starts = _first_devices(sizes, cluster_env)
+        starts = first_devices(sizes, cluster_env.num_devices, cluster_env.num_devices_per_node)
         return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
 
     def deployment(self, model_names: Sequence[str], cluster_env: ClusterEnv) -> list[ReplicaDeployment]:
@@ -277,94 +301,5 @@ class ModelPlacementWithReplacement:
 Placement = ModelPlacement | ModelPlacementWithReplacement
 
 
-def _first_devices(sizes: list[int], cluster_env: ClusterEnv) -> list[int]:
-    """Return the first device of each group of `sizes` devices, in their order if that tears no node.
-
-    Raises
-    ------
-    InvalidPlacementError
-        If the devices or the nodes do not suffice.
-    """
-    per_node = cluster_env.num_devices_per_node
-    if sum(sizes) > cluster_env.num_devices:
-        raise InvalidPlacementError(f"the groups need {sum(sizes)} devices, the cluster has {cluster_env.num_devices}")
-    for group_id, size in enumerate(sizes):
-        if not cluster_env.allows_group_of(size):
-            raise InvalidPlacementError(
-                f"group {group_id} of {size} devices is neither within a node of {per_node} nor whole nodes"
-            )
-    starts = list(accumulate(sizes, initial=0))[:-1]
-    if any(_tears_node(start, size, per_node) for start, size in zip(starts, sizes, strict=True)):
-        return _pack_nodes(sizes, cluster_env)
-    return starts
-
-
-def _tears_node(start: int, size: int, per_node: int) -> bool:
-    """Tell whether devices [start, start + size) lie neither within one node nor on whole nodes."""
-    return start % per_node != 0 if size > per_node else start // per_node != (start + size - 1) // per_node
-
-
-def _pack_nodes(sizes: list[int], cluster_env: ClusterEnv) -> list[int]:
-    """Return the first device of each group such that no group tears a node."""
-    per_node = cluster_env.num_devices_per_node
-    starts = [0] * len(sizes)
-    next_device = 0
-    for group_id, size in enumerate(sizes):
-        if size > per_node:
-            starts[group_id] = next_device
-            next_device += size
-    small = sorted((g for g, size in enumerate(sizes) if size <= per_node), key=lambda g: -sizes[g])
-    rest = range(next_device, cluster_env.num_devices, per_node)
-    free = tuple(min(per_node, cluster_env.num_devices - node) for node in rest)
-    chosen = _bin_pack(tuple(sizes[g] for g in small), free)
-    if chosen is None or next_device > cluster_env.num_devices:
-        raise InvalidPlacementError(
-            f"groups of {sizes} devices cannot lie within nodes of {per_node} "
-            f"on a cluster of {cluster_env.num_devices} devices"
-        )
-    used = [0] * len(free)
-    for group_id, node in zip(small, chosen, strict=True):
-        starts[group_id] = rest[node] + used[node]
-        used[node] += sizes[group_id]
-    return starts
-
-
-def _bin_pack(sizes: tuple[int, ...], free: tuple[int, ...]) -> list[int] | None:
-    """Choose a bin for every size (descending), tightest fitting bin first.
-
-    Exact up to a hundred sizes above one; beyond, a packing that this order does not find counts as none.
-    """
-
-    @cache
-    def feasible(index: int, spaces: tuple[int, ...]) -> bool:
-        if index == len(sizes) or sizes[index] == 1:
-            return sum(sizes[index:]) <= sum(spaces)
-        return any(
-            feasible(index + 1, tuple(sorted(_take(spaces, k, sizes[index]))))
-            for k in _candidate_bins(sizes[index], spaces)
-        )
-
-    exact = sum(size > 1 for size in sizes) <= 100
-    chosen: list[int] = []
-    spaces = free
-    for index, size in enumerate(sizes):
-        for k in _candidate_bins(size, spaces):
-            after = _take(spaces, k, size)
-            if not exact or feasible(index + 1, tuple(sorted(after))):
-                chosen.append(k)
-                spaces = after
-                break
-        else:
-            return None
-    return chosen
-
-
-def _take(spaces: tuple[int, ...], k: int, size: int) -> tuple[int, ...]:
-    """Return `spaces` with `size` taken from the k-th."""
-    return (*spaces[:k], spaces[k] - size, *spaces[k + 1 :])
-
-
-def _candidate_bins(size: int, spaces: tuple[int, ...]) -> list[int]:
-    """Return one bin per distinct space that fits `size`, tightest first."""
-    distinct = {space: k for k, space in reversed(list(enumerate(spaces))) if space >= size}
-    return [distinct[space] for space in sorted(distinct)]
+def _check_id(model_id: object, what: str) -> int:
+    return check_int(model_id, what, minimum=0, error=InvalidPlacementError)

@@ -5,8 +5,10 @@
 """
 
 import argparse
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -33,10 +35,16 @@ def select(files, run_pattern, skip_pattern, order, seed=None):
 
 def run_file(path, time_limit):
     """Run one file and return what went wrong, or None."""
+    # a session of its own, so that what the tests start ends with them
+    process = subprocess.Popen([sys.executable, "-m", "pytest", "-q", str(path)], start_new_session=True)
     try:
-        code = subprocess.run([sys.executable, "-m", "pytest", "-q", str(path)], timeout=time_limit).returncode
-    except subprocess.TimeoutExpired:
-        return f"took longer than {time_limit:g} s"
+        code = process.wait(timeout=time_limit)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return f"took longer than {time_limit:g} s"
+        raise
     return None if code in (0, NO_TESTS_COLLECTED) else f"exit code {code}"
 
 

@@ -12,7 +12,7 @@ import alpa_serve
 PACKAGE = Path(alpa_serve.__file__).parent
 
 LAYERS = [
-    {"util", "errors", "validation"},
+    {"util", "errors", "validation", "device_layout"},
     {"profiles"},
     {"profiling"},
     {"placement"},
@@ -163,7 +163,7 @@ PUBLIC = {
     },
     "alpa_serve.simulator.controller": {
         "DummyController": "",
-        "DummyController.register_model": "self, name, model_def, override=False",
+        "DummyController.register_model": "self, name, model_def, init_args=None, init_kwargs=None, override=False",
         "DummyController.create_mesh_group_manager": "self, group_id, virtual_mesh_shape=None, num_gpus=0",
         "DummyController.create_replica": ("self, name, group_id, append_init_args=None, append_init_kwargs=None"),
         "DummyController.sync": "self",

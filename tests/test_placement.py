@@ -1,5 +1,6 @@
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,6 @@ def test_verify_accepts_a_placement_that_fills_memory_and_devices_exactly():
     [
         (ModelPlacement([ONE, ONE], [[0], [1, 1]]), r"group 1 \(1, 1, 1\) holds a model twice: \[1, 1\]"),
         (ModelPlacement([ONE], [[2]]), r"group 0 \(1, 1, 1\): no model 2; models are 0 to 1"),
-        (ModelPlacement([ONE], [[-1]]), r"no model -1"),
         (ModelPlacement([TENSOR_FOUR], [[0]]), r"group 0 \(1, 4, 1\): .*test-2GB-100ms.*not profiled"),
         (ModelPlacement([TWO, ONE], [[0], [0, 1]]), r"group 1 .*\[0, 1\] need 4\.00 GiB a device, mem_budget is 3\.00"),
         (groups_of([4, 4, 1]), r"the groups need 9 devices, the cluster has 8"),
@@ -57,7 +57,7 @@ def test_as_many_group_models_as_group_configs_are_needed():
 
 
 def test_configs_and_ids_of_other_types_give_an_equal_placement():
-    assert ModelPlacement([(1, 1, 2)], [(0.0, True)]) == ModelPlacement([TWO], [[0, 1]])
+    assert ModelPlacement([(1, 1, 2)], [(np.int64(0), np.int32(1))]) == ModelPlacement([TWO], [[0, 1]])
 
 
 def test_add_model_normalize_and_copy_leave_the_original_as_it_was():
@@ -163,3 +163,25 @@ def test_replacement_verifies_each_of_its_placements():
     ModelPlacementWithReplacement([0, 5], [good, good]).verify(models(2), cluster)
     with pytest.raises(InvalidPlacementError, match=r"need 4\.00 GiB"):
         ModelPlacementWithReplacement([0, 5], [good, bad]).verify(models(2), cluster)
+
+
+@pytest.mark.parametrize(
+    ("configs", "models", "message"),
+    [
+        ([ONE], [[-1]], "group 0: model id must be a whole number >= 0, got -1"),
+        ([ONE], [[0.9]], "model id must be a whole number"),
+        ([(1, 1, 0)], [[]], "group 0: pp"),
+        ([(1, 1)], [[]], r"a parallel config is \(dp, op, pp\)"),
+        (["abc"], [[]], r"a parallel config is \(dp, op, pp\)"),
+        ([ONE], [], "as many group_models as group_configs"),
+    ],
+)
+def test_a_placement_of_impossible_parts_is_refused_when_it_is_made(configs, models, message):
+    with pytest.raises(InvalidPlacementError, match=message):
+        ModelPlacement(configs, models)
+
+
+@pytest.mark.parametrize("group_id", [-1, 1])
+def test_a_model_is_added_to_groups_that_exist_only(group_id):
+    with pytest.raises(InvalidPlacementError, match="no group"):
+        ModelPlacement([ONE], [[]]).add_model(group_id, 0)

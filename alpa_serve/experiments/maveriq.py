@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ModelPlacement
     from alpa_serve.placement_policy.progress import ProgressCallback
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 OUTPUT_LENGTH = 20
 """Output tokens of every request."""

@@ -22,7 +22,7 @@ from alpa_serve.validation import check_int
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 __all__ = [
     "BasePlacementPolicy",
@@ -53,7 +53,7 @@ class BasePlacementPolicy(ABC):
     """
 
     def __init__(self, verbose: int = 0) -> None:
-        self.verbose = check_int(verbose, "verbose", minimum=0)
+        self.verbose = check_int(int(verbose) if isinstance(verbose, bool) else verbose, "verbose", minimum=0)
 
     @abstractmethod
     def solve_placement(

@@ -9,13 +9,14 @@ import numpy as np
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.progress import SearchProgress, reporter
 from alpa_serve.placement_policy.training import workload_or_training
+from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
     from alpa_serve.placement_policy.progress import ProgressCallback
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 DEFAULT_BEAM_SIZE = 3
 
@@ -58,7 +59,13 @@ def replica_placement_beam_search(
     evaluator = evaluator or PlacementEvaluator(model_datas, cluster_env, workload_or_training(workload, model_datas))
 
     def extensions(placement: ModelPlacement) -> Iterator[ModelPlacement]:
-        for group_id in range(len(placement.group_configs)):
+        extended = set()
+        for group_id, config in enumerate(placement.group_configs):
+            # equal groups have equal extensions
+            alike = (config, tuple(placement.group_models[group_id]))
+            if alike in extended:
+                continue
+            extended.add(alike)
             yield from _with_one_more(placement, group_id, evaluator, cluster_env)
 
     return _search(
@@ -83,6 +90,8 @@ def replica_placement_on_last_group(
 ) -> ModelPlacement:
     """Fill the last group only: beam search over models added to it, and over models swapped with another group.
 
+    A swap is kept only if it scores better than the placement that it starts from, so the search ends.
+
     Parameters
     ----------
     init_sol : ModelPlacement
@@ -102,6 +111,7 @@ def replica_placement_on_last_group(
         if last < 0:
             return
         yield from _with_one_more(placement, last, evaluator, cluster_env)
+        score = evaluator.evaluate(placement).score
         for group_id in range(last):
             for here in placement.group_models[last]:
                 for there in placement.group_models[group_id]:
@@ -110,7 +120,8 @@ def replica_placement_on_last_group(
                     swapped.group_models[group_id].remove(there)
                     swapped.group_models[last].append(there)
                     swapped.group_models[group_id].append(here)
-                    if all(_is_valid(swapped, g, evaluator, cluster_env) for g in (group_id, last)):
+                    fits = all(_is_valid(swapped, g, evaluator, cluster_env) for g in (group_id, last))
+                    if fits and evaluator.evaluate(swapped).score > score:
                         yield swapped
 
     def in_order(placement: ModelPlacement) -> Iterator[ModelPlacement]:
@@ -146,6 +157,7 @@ def _search(
     beam_size: int,
     report: ProgressCallback,
 ) -> ModelPlacement:
+    check_int(beam_size, "beam_size", minimum=1)
     best, best_score = start, evaluator.evaluate(start).score
     beam = [start]
     seen = {_key(start)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
     from alpa_serve.profiling import ParallelConfig
+    from alpa_serve.simulator.columnar_workload import Workload
     from alpa_serve.simulator.fast import Counts
-    from alpa_serve.simulator.requests import Workload
     from alpa_serve.simulator.stats import StatsResult
 
 METHODS = ("fast_simulator",)
@@ -112,7 +112,7 @@ class PlacementEvaluator:
         self._models = ModelTable(names, [data.profiling_result for data in self.model_datas])
         self._requests = RequestTable.of_workload(workload, names)
         self._weights: dict[ParallelConfig, NDArray[np.float64]] = {}
-        self._memo: dict[Island, Counts] = {}
+        self._memo: dict[Island, tuple[list[int], Counts]] = {}
 
     @property
     def model_num_requests(self) -> NDArray[np.int64]:
@@ -136,10 +136,9 @@ class PlacementEvaluator:
         group_num_requests = np.zeros(len(placement.group_configs), np.int64)
         for group_ids in linked_groups(placement.group_models):
             island = tuple((placement.group_configs[g], tuple(placement.group_models[g])) for g in group_ids)
-            counts = self._simulate(island)
-            members = list({model_id for _, models in island for model_id in models})
-            num_good[members] = counts.model_num_good[members]
-            latency[members] = counts.model_latency[members]
+            members, counts = self._simulate(island)
+            num_good[members] = counts.model_num_good
+            latency[members] = counts.model_latency
             group_num_requests[group_ids] = counts.group_num_requests
         n = len(self._requests)
         return Evaluation(
@@ -151,17 +150,27 @@ class PlacementEvaluator:
             group_num_requests=group_num_requests,
         )
 
-    def _simulate(self, island: Island) -> Counts:
-        counts = self._memo.get(island)
-        if counts is None:
+    def _simulate(self, island: Island) -> tuple[list[int], Counts]:
+        """Return the models of an island and what it adds up to, per model in that order and per group."""
+        known = self._memo.get(island)
+        if known is None:
             replicas = ReplicaTable.of_groups(
                 self._models, [config for config, _ in island], [models for _, models in island]
             )
             counts = simulate_counts(self._requests, replicas)
+            members = sorted({model_id for _, models in island for model_id in models})
+            known = (
+                members,
+                replace(
+                    counts,
+                    model_num_good=counts.model_num_good[members],
+                    model_latency=counts.model_latency[members],
+                ),
+            )
             if len(self._memo) >= _MEMO_SIZE:
                 self._memo.clear()
-            self._memo[island] = counts
-        return counts
+            self._memo[island] = known
+        return known
 
     def evaluate_all(self, placements: Sequence[ModelPlacement]) -> list[Evaluation]:
         """Return what each placement attains, in their order."""

@@ -9,7 +9,7 @@ from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_policy.base_policy import EVOLUTION_ITERATIONS, BasePlacementPolicy
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.evolutionary import evolutionary_search
-from alpa_serve.placement_policy.feasibility import check_something_fits
+from alpa_serve.placement_policy.feasibility import check_groups_fit, check_something_fits
 from alpa_serve.placement_policy.greedy import replica_placement_fast_greedy
 from alpa_serve.placement_policy.training import workload_or_training
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.progress import ProgressCallback
     from alpa_serve.profiling import ParallelConfig
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 
 class FixedGroupsGreedy(BasePlacementPolicy):
@@ -50,6 +50,7 @@ class FixedGroupsGreedy(BasePlacementPolicy):
     ) -> tuple[ModelPlacement, dict[str, Any]]:
         """Find a placement (see :class:`~.base_policy.BasePlacementPolicy`)."""
         configs = self.group_configs(cluster_env)
+        check_groups_fit(cluster_env, configs)
         check_something_fits(model_datas, cluster_env, configs)
         train_workload = workload_or_training(train_workload, model_datas)
         evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.progress import ProgressCallback
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 
 def replica_placement_round_robin(

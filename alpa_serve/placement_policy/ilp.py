@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError, InvalidProfileError
+from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError, InvalidProfileError, SolverStoppedError
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_policy.evaluator import model_weights
 from alpa_serve.profiling import ParallelConfig
@@ -61,7 +61,9 @@ class _Program:
         Raises
         ------
         InfeasiblePlacementError
-            If there is no solution, or none was found in time.
+            If there is no solution.
+        SolverStoppedError
+            If none was found in time.
         """
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
@@ -82,9 +84,10 @@ class _Program:
                 options={"time_limit": time_limit},
             )
             if solution.x is None:
-                reason = "the problem is infeasible" if solution.status == 2 else str(solution.message)
-                raise InfeasiblePlacementError(
-                    f"the integer program has no placement: {reason} (limit {time_limit:g} s)"
+                if solution.status == 2:
+                    raise InfeasiblePlacementError("the integer program is infeasible: no placement meets all of it")
+                raise SolverStoppedError(
+                    f"the solver found no placement within {time_limit:g} s ({solution.message}); allow it more time"
                 )
             whole = np.where(integral, np.rint(solution.x), solution.x)
             overflowing = matrix @ np.where(integral, whole, 0.0) > np.array(self.row_upper) + _ROUNDING
@@ -318,7 +321,12 @@ def pack_all_models(
         For its mem_budget.
     group_configs : sequence of ParallelConfig
     time_limit : float
-        Seconds; None is returned as well if nothing was found by then.
+        Seconds.
+
+    Raises
+    ------
+    SolverStoppedError
+        If neither a placement nor a proof that there is none was found in time.
     """
     weights = {config: model_weights(model_datas, config) for config in set(group_configs)}
     program = _Program()
@@ -340,6 +348,8 @@ def pack_all_models(
         program.constrain(homes, lower=1.0, upper=1.0)
     try:
         values = program.solve(time_limit)
+    except SolverStoppedError:
+        raise
     except InfeasiblePlacementError:
         return None
     return ModelPlacement(

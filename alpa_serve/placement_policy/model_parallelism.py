@@ -13,7 +13,7 @@ from alpa_serve.placement_policy.base_policy import EVOLUTION_ITERATIONS, BasePl
 from alpa_serve.placement_policy.beam import DEFAULT_BEAM_SIZE, replica_placement_on_last_group
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.evolutionary import evolutionary_search
-from alpa_serve.placement_policy.feasibility import check_something_fits
+from alpa_serve.placement_policy.feasibility import check_groups_fit, check_something_fits, why_not_all
 from alpa_serve.placement_policy.fixed_groups import FixedGroupsGreedy
 from alpa_serve.placement_policy.greedy import replica_placement_fast_greedy, replica_placement_round_robin
 from alpa_serve.placement_policy.ilp import (
@@ -26,7 +26,7 @@ from alpa_serve.placement_policy.progress import SearchProgress, reporter
 from alpa_serve.placement_policy.separation import Separation, separations
 from alpa_serve.placement_policy.training import workload_or_training
 from alpa_serve.profiling import ParallelConfig
-from alpa_serve.util import GB, get2tok
+from alpa_serve.util import get2tok
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.progress import ProgressCallback
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 ROUND_ROBIN_STAGES = 4
 """Pipeline stages of the groups that ModelParallelismRR fills."""
@@ -82,6 +82,7 @@ class ModelParallelismRR(BasePlacementPolicy):
     ) -> tuple[ModelPlacement, dict[str, Any]]:
         """Find a placement; `train_workload` has no effect."""
         configs = group_partition.pipelines(cluster_env, ROUND_ROBIN_STAGES, remainder=True)
+        check_groups_fit(cluster_env, configs)
         check_something_fits(model_datas, cluster_env, configs)
         empty = ModelPlacement.empty_groups(configs)
         return replica_placement_round_robin(empty, model_datas, cluster_env, train_workload, self.verbose), {}
@@ -193,9 +194,9 @@ class ModelParallelismSearch(BasePlacementPolicy):
         self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, train_workload: Workload | None = None
     ) -> tuple[ModelPlacement, dict[str, Any]]:
         """Find a placement (see :class:`~.base_policy.BasePlacementPolicy`)."""
-        train_workload = workload_or_training(train_workload, model_datas)
         if not self.use_separation:
             return self.solve_placement_one_eco(model_datas, cluster_env, train_workload)
+        train_workload = workload_or_training(train_workload, model_datas)
         evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload)
         best = None
         try:
@@ -206,7 +207,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
         report = reporter(self.verbose, self.callback)
         found = self.enumerate_separations(model_datas, cluster_env)
         for number, separation in enumerate(found, start=1):
-            placement = self._solve_separately(separation, model_datas, train_workload)
+            placement = self._solve_separately(separation, model_datas, cluster_env, train_workload)
             if placement is not None and (score := evaluator.evaluate(placement).score) > best_score:
                 best, best_score = placement, score
             report(SearchProgress("separations", number, len(found), best_score, best))
@@ -225,8 +226,8 @@ class ModelParallelismSearch(BasePlacementPolicy):
         ]
         if not shapes:
             raise InfeasiblePlacementError(
-                f"{cluster_env.num_devices} devices in nodes of {cluster_env.num_devices_per_node} cannot be cut into "
-                f"{'groups' if self.num_groups is None else f'a number of groups that is {self.num_groups}'} "
+                f"{cluster_env.num_devices} devices in nodes of {cluster_env.num_devices_per_node} cannot form "
+                f"{'groups' if self.num_groups is None else f'exactly {self.num_groups} group(s)'} "
                 f"within max_pp={self.max_pp} and max_op={self.max_op}"
             )
         check_something_fits(model_datas, cluster_env, group_partition.all_configs(shapes))
@@ -244,7 +245,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
                     best, best_score = placement, score
             report(SearchProgress("shapes of groups", number, len(shapes), None if best is None else best_score, best))
         if best is None:
-            raise InfeasiblePlacementError(_why_not_all(model_datas, cluster_env, shapes, evaluator))
+            raise InfeasiblePlacementError(why_not_all(model_datas, cluster_env, shapes, evaluator))
         if self.use_evo_search:
             best = self._evolve(best, placements, model_datas, cluster_env, evaluator)
         return best, {}
@@ -290,16 +291,20 @@ class ModelParallelismSearch(BasePlacementPolicy):
         return evolved if holds_all or not self.require_all_models else best
 
     def _solve_separately(
-        self, separation: Separation, model_datas: Sequence[ModelData], train_workload: Workload
+        self,
+        separation: Separation,
+        model_datas: Sequence[ModelData],
+        cluster_env: ClusterEnv,
+        train_workload: Workload,
     ) -> ModelPlacement | None:
-        """Solve each part alone and put the parts together; None if nothing can be placed."""
+        """Solve each part alone and put the parts together; None if nothing can be placed, or a node is torn."""
         configs: list[ParallelConfig] = []
         group_models: list[list[int]] = []
-        for model_ids, cluster_env in separation:
+        for model_ids, part_env in separation:
             members = [model_datas[m] for m in model_ids]
             workload = train_workload.select_models(data.name for data in members)
             try:
-                part = self.solve_placement_one_eco(members, cluster_env, workload)[0]
+                part = self.solve_placement_one_eco(members, part_env, workload)[0]
             except InfeasiblePlacementError:
                 # these models get no devices that they fit on; the others may still be worth it
                 if self.require_all_models:
@@ -307,7 +312,9 @@ class ModelParallelismSearch(BasePlacementPolicy):
                 continue
             configs += part.group_configs
             group_models += [[model_ids[m] for m in models] for models in part.group_models]
-        return ModelPlacement(configs, group_models).normalize() if configs else None
+        if not configs or not cluster_env.can_hold([config.num_devices for config in configs]):
+            return None
+        return ModelPlacement(configs, group_models).normalize()
 
     def enumerate_group_configs(self, cluster_env: ClusterEnv) -> list[ModelPlacement]:
         """List the shapes of equal groups that use all devices, as placements without models."""
@@ -383,34 +390,4 @@ def _check_limits(max_bs: int, max_pp: int, max_op: int) -> tuple[int, int, int]
         check_int(max_bs, "max_bs", minimum=1),
         check_int(max_pp, "max_pp", minimum=1),
         check_int(max_op, "max_op", minimum=1),
-    )
-
-
-def _why_not_all(
-    model_datas: Sequence[ModelData],
-    cluster_env: ClusterEnv,
-    shapes: Sequence[Sequence[ParallelConfig]],
-    evaluator: PlacementEvaluator,
-) -> str:
-    """Say why no shape holds every model."""
-    configs = group_partition.all_configs(shapes)
-    smallest = np.min([evaluator.weights(config) for config in configs], axis=0)
-    fits = smallest <= cluster_env.mem_budget
-    too_large = [data.name for data, fit in zip(model_datas, fits, strict=True) if not fit]
-    if too_large:
-        return (
-            f"require_all_models: {', '.join(too_large)} fit no group that these {cluster_env.num_devices} devices of "
-            f"{cluster_env.mem_budget / GB:.3f} GiB can form"
-        )
-    # every model once, each on one group of one config at a time
-    needs = [
-        sum(weight * config.num_devices for weight in evaluator.weights(config))
-        for shape in shapes
-        if len(set(shape)) == 1
-        for config in shape[:1]
-    ]
-    return (
-        f"require_all_models: no shape of groups holds all {len(model_datas)} models on {cluster_env.num_devices} "
-        f"devices of {cluster_env.mem_budget / GB:.3f} GiB; together they need at least "
-        f"{min(needs, default=np.inf) / GB:.1f} GiB of {cluster_env.num_devices * cluster_env.mem_budget / GB:.1f} GiB"
     )

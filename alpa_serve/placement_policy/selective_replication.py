@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.progress import ProgressCallback
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 SINGLE_DEVICE = ParallelConfig(1, 1, 1)
 
@@ -119,7 +119,7 @@ class SelectiveReplicationSearch(BasePlacementPolicy):
         self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, train_workload: Workload | None = None
     ) -> tuple[ModelPlacement, dict[str, Any]]:
         """Find a placement (see :class:`~.base_policy.BasePlacementPolicy`)."""
-        check_something_fits(model_datas, cluster_env, [SINGLE_DEVICE])
+        check_something_fits(model_datas, cluster_env, [SINGLE_DEVICE], strictly=True)
         placement = replica_placement_beam_search(
             ModelPlacement.empty_groups([SINGLE_DEVICE] * cluster_env.num_devices),
             model_datas,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alpa_serve.errors import InvalidConfigError
 from alpa_serve.simulator.arrivals import GammaProcess
-from alpa_serve.simulator.requests import Workload
+from alpa_serve.simulator.columnar_workload import Workload
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:

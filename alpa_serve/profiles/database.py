@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
-import tempfile
 from pathlib import Path
 
 from alpa_serve.profiles import tsv
@@ -72,14 +70,14 @@ class ProfilingDatabase:
             row.add_to(self.results.setdefault(row.model_name, ProfilingResult(row.model_name)))
 
     def materialize(self) -> None:
-        """Write all profiles to the file, replacing it in one step."""
-        path = Path(self.database_filename)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        """Write all profiles to the file, replacing it in one step; a link stays one, and the file keeps its mode."""
+        path = Path(self.database_filename).resolve()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 pickle.dump(self.results, file)
-            Path(temporary).replace(path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                Path(temporary).unlink()
-            raise
+            if path.exists():
+                temporary.chmod(path.stat().st_mode)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

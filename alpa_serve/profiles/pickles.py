@@ -136,7 +136,7 @@ def read_profiles(path: Path) -> dict[str, ProfilingResult]:
     results = {}
     for name, stand_in in loaded.items():
         if not isinstance(name, str) or type(stand_in) is not unpickler.result_class:
-            raise InvalidProfileError(f"{path}: an entry is not a profile under its model's name")
+            raise InvalidProfileError(f"{path}: entry {name!r} is not a profile")
         try:
             results[name] = _rebuild_result(stand_in, unpickler.data_class, f"profile {name!r}")
         except InvalidProfileError as error:

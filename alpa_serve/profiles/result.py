@@ -39,10 +39,6 @@ class ParallelConfig(NamedTuple):
         return self.dp * self.op * self.pp
 
 
-# where AlpaServe's pickles say that it is; a NamedTuple cannot say so in its body
-ParallelConfig.__module__ = "alpa_serve.profiling"
-
-
 def check_parallel_config(config: object, where: str) -> ParallelConfig:
     """Return `config` (a ParallelConfig or any three whole numbers) as a ParallelConfig.
 
@@ -76,8 +72,6 @@ class LatencyMemData:
     metadata : object
         Anything the profiler noted.
     """
-
-    __module__ = "alpa_serve.profiling"
 
     latency: dict[int, list[float]] = field(default_factory=dict)
     act_mem: dict[int, list[float]] = field(default_factory=dict)
@@ -125,8 +119,6 @@ class ProfilingResult:
     preprocess_cpu, postprocess_cpu : float
         Seconds on the host before and after the model runs.
     """
-
-    __module__ = "alpa_serve.profiling"
 
     model_name: str
     para_dict: dict[ParallelConfig, LatencyMemData] = field(default_factory=dict)
@@ -179,6 +171,7 @@ class ProfilingResult:
         InvalidProfileError
             If the profile lacks the config or the batch size, or its figures are malformed.
         """
+        config = ParallelConfig(*config)
         where = f"profile of {self.model_name!r}, config {tuple(config)}"
         data = self.para_dict.get(config)
         if data is None:
@@ -195,6 +188,7 @@ class ProfilingResult:
         InvalidProfileError
             If the profile lacks the config or its figures are malformed.
         """
+        config = ParallelConfig(*config)
         where = f"profile of {self.model_name!r}, config {tuple(config)}"
         data = self.para_dict.get(config)
         if data is None:
@@ -211,3 +205,8 @@ def _check_stages(figures: object, num_stages: int, where: str) -> list[float]:
     if len(listed) != num_stages:
         raise InvalidProfileError(f"{where} must list {num_stages} figures, one per stage, got {len(listed)}")
     return [check_real(figure, where, minimum=0.0, error=InvalidProfileError) for figure in listed]
+
+
+# where AlpaServe's pickles say that they are
+for _class in (ParallelConfig, LatencyMemData, ProfilingResult):
+    _class.__module__ = "alpa_serve.profiling"

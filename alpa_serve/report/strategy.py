@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement, ReplicaDeployment
     from alpa_serve.placement_policy.evaluator import Evaluation
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 # rich's SIMPLE_HEAD with plain dashes: the text goes to files and to terminals that know ASCII only
 _RULED = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError
-from alpa_serve.simulator.requests import Workload
-from alpa_serve.simulator.util import MMPPSampler
+from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError
+from alpa_serve.simulator.columnar_workload import Workload
+from alpa_serve.simulator.util import MMPPSampler, legacy_random
 from alpa_serve.validation import check_real
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MIN_CV, MAX_CV = 1e-6, 1e3
 """Range of the coefficient of variation of a GammaProcess; beyond, its gaps are all equal or all zero as floats."""
+
+MAX_REQUESTS = 200_000_000
+"""Largest number of requests that is generated at once; they take 4 GB."""
 
 MIN_MEAN_GAP_S = 1e-9
 """Smallest mean gap of a ParetoProcess in seconds."""
@@ -112,7 +115,7 @@ class DeterministicProcess(ArrivalProcess):
 
     def generate_arrivals(self, start: float, duration: float, seed: int = 0) -> NDArray[np.float64]:
         """Return start + i / rate for i < int(rate * duration); nothing is random."""
-        _check_window(start, duration)
+        _check_window(start, duration, self.rate_)
         return start + np.arange(int(self.rate_ * duration)) / self.rate_
 
 
@@ -150,8 +153,8 @@ class GammaProcess(ArrivalProcess):
 
     def generate_arrivals(self, start: float, duration: float, seed: int = 0) -> NDArray[np.float64]:
         """Return the times before start + duration, the gaps added up from `start`."""
-        _check_window(start, duration)
-        random = np.random.RandomState(seed)
+        _check_window(start, duration, self.rate_)
+        random = legacy_random(seed)
         times = _accumulate(lambda count: random.gamma(self.shape, self.scale, size=count), duration, self.rate_)
         return start + times[: np.searchsorted(times, duration, side="left")]
 
@@ -204,7 +207,7 @@ class UniformMMPP(ArrivalProcess):
 
     def generate_arrivals(self, start: float, duration: float, seed: int = 0) -> NDArray[np.float64]:
         """Return exactly int(duration * rate) arrivals, the first state being 0; they may pass the end."""
-        _check_window(start, duration)
+        _check_window(start, duration, max(self.rate(), 1 / min(self.state_durations)))
         return start + self.sampler.sample(int(duration * self.rate()), seed=seed)
 
 
@@ -262,8 +265,8 @@ class ParetoProcess(ArrivalProcess):
 
     def generate_arrivals(self, start: float, duration: float, seed: int = 0) -> NDArray[np.float64]:
         """Return the arrivals up to and with the first that passes start + duration."""
-        _check_window(start, duration)
-        random = np.random.RandomState(seed)
+        _check_window(start, duration, self.rate())
+        random = legacy_random(seed)
 
         def gaps(count: int) -> NDArray[np.float64]:
             # the inverse of the distribution function, as scipy.stats.pareto.rvs draws it
@@ -276,14 +279,16 @@ class ParetoProcess(ArrivalProcess):
 def _accumulate(draw_gaps: Callable[[int], NDArray[np.float64]], duration: float, rate: float) -> NDArray[np.float64]:
     """Add up gaps from 0 until past `duration`; may return more than one time past it."""
     blocks = []
-    last = 0.0
+    last, drawn = 0.0, 0
     count = int(duration * rate * 1.05) + 16
     while last <= duration:
         gaps = draw_gaps(count)
         gaps[0] += last
         blocks.append(np.cumsum(gaps))
         last = float(blocks[-1][-1])
-        count = max(count // 8, 16)
+        drawn += count
+        check_expected_count(drawn, "this process")
+        count = max(drawn // 8, 16)
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
@@ -291,6 +296,19 @@ def _positive(value: float, what: str) -> float:
     return check_real(value, what, minimum=0.0, exclusive=True)
 
 
-def _check_window(start: float, duration: float) -> None:
+def _check_window(start: float, duration: float, rate: float) -> None:
     check_real(start, "start (s)", minimum=0.0)
     check_real(duration, "duration (s)", minimum=0.0)
+    check_expected_count(duration * rate, f"{rate:g} requests/s for {duration:g} s")
+
+
+def check_expected_count(count: float, cause: str) -> None:
+    """Check that a workload of `count` requests can be held in memory.
+
+    Raises
+    ------
+    InvalidWorkloadError
+        Naming the `cause`.
+    """
+    if count > MAX_REQUESTS:
+        raise InvalidWorkloadError(f"{cause} makes {count:.3g} requests; at most {MAX_REQUESTS:g} are generated")

@@ -44,7 +44,14 @@ class DummyController:
         self._groups: set[int] = set()
         install_remote_methods(self)
 
-    def register_model(self, name: str, model_def: partial[Any], override: bool = False) -> None:
+    def register_model(
+        self,
+        name: str,
+        model_def: partial[Any],
+        init_args: Sequence[Any] | None = None,
+        init_kwargs: dict[str, Any] | None = None,
+        override: bool = False,
+    ) -> None:
         """Register a model.
 
         Parameters
@@ -52,6 +59,8 @@ class DummyController:
         name : str
         model_def : functools.partial
             With a ProfilingResult among its positional arguments.
+        init_args, init_kwargs : sequence and dict, optional
+            Without effect: no model is made.
         override : bool
             Replace a model of this name.
 

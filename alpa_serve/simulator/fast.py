@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 
+from alpa_serve.simulator.compiled import compiled
 from alpa_serve.simulator.fast_batched import simulate_batched
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _run(requests: RequestTable, replicas: ReplicaTable, outcomes: RequestOutcom
     return counts
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _simulate(
     arrivals: NDArray[np.float64],
     model_ids: NDArray[np.int32],

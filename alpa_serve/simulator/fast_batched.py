@@ -5,14 +5,15 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
+
+from alpa_serve.simulator.compiled import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def simulate_batched(
     arrivals: NDArray[np.float64],
     model_ids: NDArray[np.int32],

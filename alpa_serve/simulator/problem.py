@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.errors import InvalidPlacementError, InvalidWorkloadError
-from alpa_serve.profiling import ParallelConfig
+from alpa_serve.errors import InvalidPlacementError, InvalidProfileError, InvalidWorkloadError
+from alpa_serve.profiling import ParallelConfig, ProfilingResult
+from alpa_serve.simulator.columns import check_columns, column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from alpa_serve.placement import ModelPlacement
-    from alpa_serve.profiling import ProfilingResult
-    from alpa_serve.simulator.requests import Workload
+    from alpa_serve.simulator.columnar_workload import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,11 @@ class ModelTable:
     def __init__(
         self, names: Sequence[str], profiles: Sequence[ProfilingResult], batch_sizes: Sequence[int] = (1,)
     ) -> None:
+        if len(names) != len(profiles):
+            raise InvalidProfileError(f"{len(names)} model names but {len(profiles)} profiles")
+        for name, profile in zip(names, profiles, strict=True):
+            if not isinstance(profile, ProfilingResult):
+                raise InvalidProfileError(f"the profile of model {name!r} must be a ProfilingResult, got {profile!r}")
         self.names = tuple(names)
         self.profiles = tuple(profiles)
         self.batch_sizes = tuple(batch_sizes)
@@ -109,7 +114,8 @@ class RequestTable:
     def of_workload(cls, workload: Workload, model_names: Sequence[str]) -> RequestTable:
         """Return the requests of `workload`; its models are found by name.
 
-        Requests for names that are not among `model_names` are kept, unregistered; one warning counts them.
+        Requests for names that are not among `model_names` are kept, unregistered; one warning counts them, once for
+        a workload and its parts.
         """
         names = tuple(model_names)
         cached = workload.cached_data if workload.enable_simulator_cache else None
@@ -120,7 +126,8 @@ class RequestTable:
         translation = np.array([position.get(name, -1) for name in workload.model_names] or [-1], dtype=np.int32)
         table = cls.of_arrays(workload.arrivals, translation[workload.model_ids], workload.slos, len(names))
         num_unknown = len(table) - int(table.model_num_requests.sum())
-        if num_unknown:
+        if num_unknown and names not in workload.reported_unregistered:
+            workload.reported_unregistered.add(names)
             unknown = {name: workload.num_model_requests(name) for name in workload.model_names if name not in position}
             counts = ", ".join(f"{name!r}: {count}" for name, count in unknown.items() if count)
             logger.warning(
@@ -141,27 +148,19 @@ class RequestTable:
         slos: NDArray[np.float64],
         num_models: int,
     ) -> RequestTable:
-        """Return the requests given as arrays of equal length.
+        """Return a copy of the requests given as arrays of equal length.
 
         Raises
         ------
         InvalidWorkloadError
-            If the lengths differ, a value is not a number, arrivals descend or a model id is too large.
+            If the lengths differ, a value is not a number or out of range, arrivals descend or a model id is too large.
         """
-        arrivals = np.ascontiguousarray(arrivals, dtype=np.float64)
-        model_ids = np.ascontiguousarray(model_ids, dtype=np.int32)
-        slos = np.ascontiguousarray(slos, dtype=np.float64)
-        if not len(arrivals) == len(model_ids) == len(slos):
-            raise InvalidWorkloadError(
-                f"unequal lengths: {len(arrivals)} arrivals, {len(model_ids)} model ids, {len(slos)} SLOs"
-            )
-        if len(arrivals):
-            if not np.isfinite(arrivals).all() or np.isnan(slos).any():
-                raise InvalidWorkloadError("arrivals must be finite and SLOs must be numbers")
-            if np.diff(arrivals).min(initial=0.0) < 0:
-                raise InvalidWorkloadError("arrivals must not descend")
-            if model_ids.max() >= num_models:
-                raise InvalidWorkloadError(f"model id {model_ids.max()}: there are {num_models} models")
+        arrivals = column(arrivals, np.float64, "arrivals")
+        model_ids = column(model_ids, np.int32, "model ids")
+        slos = column(slos, np.float64, "SLOs")
+        check_columns(arrivals, model_ids, slos)
+        if len(arrivals) and model_ids.max() >= num_models:
+            raise InvalidWorkloadError(f"model id {model_ids.max()}: there are {num_models} models")
         # bin 0 counts the unregistered
         counts = np.bincount(np.maximum(model_ids, -1) + 1, minlength=num_models + 1)[1:]
         return cls(arrivals, model_ids, slos, counts.astype(np.int64))

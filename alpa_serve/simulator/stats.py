@@ -136,6 +136,8 @@ def compute_stats(
             f"statistics of {num_all} requests need as many figures, "
             f"got {len(start)} starts, {len(finish)} finishes and {len(good)} flags"
         )
+    if np.isnan(start).any() or np.isnan(finish).any():
+        raise InvalidWorkloadError("starts and finishes must be numbers, some are NaN")
     cut = _num_cut(start, warmup)
     kept = slice(cut, num_all - cut)
     start, finish, good, model_ids = start[kept], finish[kept], good[kept], model_ids[kept]

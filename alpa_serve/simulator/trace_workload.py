@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidTraceError, InvalidWorkloadError, UnknownNameError
-from alpa_serve.simulator.arrivals import ArrivalProcess
-from alpa_serve.simulator.requests import Workload
+from alpa_serve.simulator.arrivals import ArrivalProcess, check_expected_count
+from alpa_serve.simulator.columnar_workload import Workload
+from alpa_serve.simulator.util import legacy_random
 from alpa_serve.validation import check_int, check_known, check_real
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ TOKEN_LATENCIES = {
 """MaverIQ's measurements on one A6000 each (more where the model needs them), from which it derives SLOs."""
 
 
-def model_slo(model_name: str, output_length: int, slo_scale: float) -> float:
+def model_slo(model_name: str, output_length: float, slo_scale: float) -> float:
     """Return the SLO in seconds: `slo_scale` times (TTFT + TPOT * `output_length`) of the model.
 
     Raises
@@ -92,7 +93,9 @@ class WorkloadFromTrace(ArrivalProcess):
     def __init__(self, rate_scale: float, trace: pd.DataFrame) -> None:
         self.rate_scale = check_real(rate_scale, "rate_scale", minimum=0.0, exclusive=True)
         self.minute_counts = _minute_counts(trace)
-        once = (self.minute_counts * self.rate_scale).astype(np.int64)
+        scaled = self.minute_counts * self.rate_scale
+        check_expected_count(2 * float(scaled.sum()), f"rate_scale {rate_scale:g}")
+        once = scaled.astype(np.int64)
         self.step_counts: NDArray[np.int64] = np.concatenate([once, once])
 
     def rate(self) -> float:
@@ -128,7 +131,7 @@ class WorkloadFromTrace(ArrivalProcess):
         """Return the arrivals of the steps from `start` on, before models take time to load, within `duration`."""
         check_real(start, "start (s)", minimum=0.0)
         check_real(duration, "duration (s)", minimum=0.0)
-        random = np.random.RandomState(seed)
+        random = legacy_random(seed)
         times = np.concatenate(
             [STEP_S * i + self._step_times(random, count) for i, count in enumerate(self.step_counts)]
         )
@@ -176,7 +179,7 @@ class WorkloadFromTrace(ArrivalProcess):
             raise InvalidConfigError(f"the ids in model_list must differ, got {ids}")
         slos = np.array([model_slo(model["name"], model["output_length"], slo) for model in models])
         loads = [model["load_time"] for model in models]
-        random = np.random.RandomState(seed)
+        random = legacy_random(seed)
         loaded = 0
         arrivals, chosen = [], []
         for step, count in enumerate(self.step_counts):
@@ -214,7 +217,9 @@ def _minute_counts(trace: pd.DataFrame) -> NDArray[np.int64]:
         stamps = pd.to_datetime(stamps, errors="coerce", format="ISO8601", utc=True)
     bad = np.flatnonzero(stamps.isna().to_numpy())
     if len(bad):
-        raise InvalidTraceError(f"row {bad[0]} of the trace: TIMESTAMP {trace['TIMESTAMP'].iloc[bad[0]]!r} is no date")
+        raise InvalidTraceError(
+            f"row {bad[0]} of the trace: TIMESTAMP {trace['TIMESTAMP'].iloc[bad[0]]!r} is no date (ISO 8601)"
+        )
     minutes = stamps.dt.round("min")
     offsets = ((minutes - minutes.min()) // pd.Timedelta(minutes=1)).to_numpy()
     if offsets.max() > MAX_TRACE_MINUTES:
@@ -231,8 +236,8 @@ def _checked_model(model: Mapping[str, Any], position: int) -> Mapping[str, Any]
     missing = [key for key in ("id", "name", "load_time", "output_length") if key not in model]
     if missing:
         raise InvalidConfigError(f"entry {position} of model_list lacks {', '.join(missing)}: {dict(model)}")
-    for key in ("load_time", "output_length"):
-        check_int(model[key], f"{key} of entry {position} of model_list", minimum=0)
+    check_int(model["load_time"], f"load_time of entry {position} of model_list", minimum=0)
+    check_real(model["output_length"], f"output_length of entry {position} of model_list", minimum=0)
     return model
 
 

@@ -69,6 +69,19 @@ def async_to_sync(async_def: Callable[..., Coroutine[Any, Any, Result]]) -> Call
     return update_wrapper(call, async_def)
 
 
+def legacy_random(seed: int) -> np.random.RandomState:
+    """Return a private generator of the kind that AlpaServe's arrivals come from.
+
+    Raises
+    ------
+    InvalidConfigError
+        If `seed` is not a whole number from 0 to 2**32 - 1.
+    """
+    if check_int(seed, "seed", minimum=0) >= 2**32:
+        raise InvalidConfigError(f"seed must be below 2**32, got {seed!r}")
+    return np.random.RandomState(seed)
+
+
 def _numbers(values: ArrayLike, what: str) -> NDArray[np.float64]:
     try:
         return np.array(values, dtype=np.float64)
@@ -156,7 +169,10 @@ class MMPPSampler:
         """
         at_arrival = self.stationary() * self.lambda_
         at_arrival /= at_arrival.sum()
-        inverse = np.linalg.inv(np.diag(self.lambda_) - self.Q)
+        try:
+            inverse = np.linalg.inv(np.diag(self.lambda_) - self.Q)
+        except np.linalg.LinAlgError:
+            raise InvalidConfigError("a state has no requests and is never left: gaps have no end") from None
         ones = np.ones(self.num_states)
         first = at_arrival @ inverse @ ones
         second = 2 * at_arrival @ inverse @ inverse @ ones
@@ -181,7 +197,7 @@ class MMPPSampler:
         state = check_int(initial_state, "initial_state", minimum=0)
         if state >= self.num_states:
             raise InvalidConfigError(f"initial_state must be below {self.num_states}, got {initial_state}")
-        random = np.random.RandomState(seed)
+        random = legacy_random(seed)
         with np.errstate(divide="ignore"):
             mean_gaps = 1 / self.lambda_
             mean_stays = -1 / np.diag(self.Q)

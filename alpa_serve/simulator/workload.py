@@ -1,6 +1,7 @@
 """Workloads and arrival processes under the names that AlpaServe gives them.
 
-Requests and workloads live in :mod:`~alpa_serve.simulator.requests`, processes in
+Requests live in :mod:`~alpa_serve.simulator.request`, workloads in
+:mod:`~alpa_serve.simulator.columnar_workload`, processes in
 :mod:`~alpa_serve.simulator.arrivals`, trace-driven workloads in :mod:`~alpa_serve.simulator.trace_workload`,
 statistics in :mod:`~alpa_serve.simulator.stats`.
 """
@@ -13,7 +14,8 @@ from alpa_serve.simulator.arrivals import (
     PoissonProcess,
     UniformMMPP,
 )
-from alpa_serve.simulator.requests import Request, Workload
+from alpa_serve.simulator.columnar_workload import Workload
+from alpa_serve.simulator.request import Request
 from alpa_serve.simulator.stats import DEFAULT_WARMUP, PerDeviceStatsResult, PerModelStatsResult, StatsResult
 from alpa_serve.simulator.trace_workload import WorkloadFromTrace
 

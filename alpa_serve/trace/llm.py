@@ -123,7 +123,9 @@ def _read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     if not len(raw):
         raise InvalidTraceError(f"{path}: no request in this file")
     stamps = pd.to_datetime(raw["TIMESTAMP"], errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
-    _check_column(path, raw, "TIMESTAMP", stamps.notna(), "not a date")
+    _check_column(
+        path, raw, "TIMESTAMP", stamps.notna(), "not a date", "; ISO 8601 is read, such as 2023-11-16 18:17:03.97"
+    )
     frame = pd.DataFrame({"TIMESTAMP": stamps})
     for name in _TOKEN_COLUMNS:
         if name in raw.columns:
@@ -135,10 +137,12 @@ def _read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _check_column(
-    path: str | os.PathLike[str], raw: pd.DataFrame, column: str, valid: pd.Series[bool], problem: str
+    path: str | os.PathLike[str], raw: pd.DataFrame, column: str, valid: pd.Series[bool], problem: str, hint: str = ""
 ) -> None:
     """Check that every cell is valid, or name the line of the first that is not."""
     if not valid.all():
         row = raw.index[~valid.to_numpy()][0]
         # rows count from 0 at the header, lines from 1
-        raise InvalidTraceError(f"{path}, line {row + 1}, column {column}: {problem}: {raw.at[row, column]!r}")
+        cell = raw.at[row, column]
+        found = repr(cell) if isinstance(cell, str) else "an empty cell"
+        raise InvalidTraceError(f"{path}, line {row + 1}, column {column}: {problem}: {found}{hint}")

@@ -20,6 +20,7 @@ from alpa_serve.experiments.published import read_entries, recompute
 from alpa_serve.placement_policy import ClusterEnv, ModelData, PlacementEvaluator
 from alpa_serve.profiling import load_test_prof_result_v2
 from alpa_serve.report.strategy import format_strategy
+from alpa_serve.simulator.trace_workload import model_slo
 from alpa_serve.simulator.workload import WorkloadFromTrace
 from alpa_serve.trace.llm import BUILT_IN_TRACES, load_azure_llm_trace
 from alpa_serve.util import GB
@@ -38,13 +39,17 @@ model_list = [
     {"id": 4, "name": "falcon-40b", "load_time": 15, "output_length": 20},
 ]
 
-# the same models as the search takes them: name, SLO in s, requests/s, cv, profile. The search replays the trace, in
-# which requests carry their own SLO (`slo` above): rate, cv and SLO matter to policies that work without a trace
+# the same models as the search takes them: name, SLO in s, requests/s, cv, profile. The search replays the trace, so
+# rate and cv matter only to policies that work without one
 model_datas = [
-    ModelData("m1", 25.832, 1.0, 1.0, load_test_prof_result_v2("llama-2-70b")),
-    ModelData("m2", 15.502, 1.0, 1.0, load_test_prof_result_v2("falcon-40b")),
-    ModelData("m3", 2.911, 1.0, 1.0, load_test_prof_result_v2("llama-2-7b")),
-    ModelData("m4", 15.502, 1.0, 1.0, load_test_prof_result_v2("falcon-40b")),
+    ModelData(
+        f"m{model['id']}",
+        model_slo(model["name"], model["output_length"], slo),
+        1.0,
+        1.0,
+        load_test_prof_result_v2(model["name"]),
+    )
+    for model in model_list
 ]
 
 cluster_env = ClusterEnv(num_devices=8, mem_budget=48 * GB, num_devices_per_node=8)
@@ -153,8 +158,9 @@ def run(options):
         datas = maveriq.model_datas(models, options.slo, workload, options.published_naming)
     else:
         datas = model_datas
-    if len(datas) != len(models):
-        raise InvalidConfigError(f"model_datas has {len(datas)} models, model_list {len(models)}")
+        names, expected = [data.name for data in datas], [f"m{model['id']}" for model in models]
+        if names != expected:
+            raise InvalidConfigError(f"model_datas names {', '.join(names)}, model_list {', '.join(expected)}")
     placement = solve_with_progress(BASELINES[options.baseline], datas, cluster, workload)
     strategy = format_strategy(placement, datas, [model["name"] for model in models], cluster, workload)
     print(

@@ -96,8 +96,8 @@ def test_every_request_of_a_step_with_a_loaded_model_comes_once(counts, loads, s
     expected = [(step, num) for step, (count, num) in enumerate(zip(steps, loaded, strict=True)) for _ in range(count)]
     expected = [(30 * step + 90 * num, num) for step, num in expected if num]
     assert len(workload) == len(expected)
-    for request, (begin, num_loaded) in zip(workload.requests, expected, strict=True):
-        assert begin <= request.time_stamp < begin + 29.9
+    for arrival, request, (begin, num_loaded) in zip(workload.arrivals, workload.requests, expected, strict=True):
+        assert begin <= arrival < begin + 29.9
         assert int(request.model_name.removeprefix("m")) <= num_loaded
 
 

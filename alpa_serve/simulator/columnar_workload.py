@@ -1,108 +1,26 @@
-"""Requests, and the columnar workload that holds them."""
+"""The columnar workload: requests of several models in the order of their arrivals."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alpa_serve.errors import InvalidWorkloadError
-from alpa_serve.simulator import stats as statistics
+from alpa_serve.simulator.columns import check_columns, column
+from alpa_serve.simulator.request import Request, RequestView
+from alpa_serve.simulator.stats import compute_stats, format_stats
 from alpa_serve.util import eps
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     from alpa_serve.simulator.stats import StatsResult
-
-
-@dataclass(eq=False)
-class Request:
-    """One request.
-
-    Attributes
-    ----------
-    model_name : str
-    data : object
-        What is asked, e.g. the prompt.
-    slo : float or None
-        Latency objective in seconds from arrival; None for none.
-    idx : int
-        Its position in the workload.
-    time_stamp : float or None
-        Arrival in seconds from the start of the workload.
-    submit_time : float or None
-        Seconds; set when it is sent.
-    """
-
-    model_name: str
-    data: Any
-    slo: float | None
-    idx: int
-    time_stamp: float | None
-    submit_time: float | None = None
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Request):
-            return NotImplemented
-        return self._fields() == other._fields()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def _fields(self) -> tuple[Any, ...]:
-        return self.model_name, self.data, self.slo, self.idx, self.time_stamp, self.submit_time
-
-
-class _WorkloadRequest(Request):
-    """A request that looks into a workload: setting `slo`, `data` or `submit_time` changes the workload."""
-
-    _workload: Workload
-
-    def __init__(self, workload: Workload, idx: int) -> None:
-        slo = float(workload.slos[idx])
-        super().__init__(
-            workload.model_names[workload.model_ids[idx]],
-            None if workload.data is None else workload.data[idx],
-            None if np.isinf(slo) else slo,
-            idx,
-            float(workload.arrivals[idx]),
-            None if np.isnan(workload.submit_times[idx]) else float(workload.submit_times[idx]),
-        )
-        self.__dict__["_workload"] = workload
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_workload" in self.__dict__:
-            self._workload.set_request_field(self.idx, name, value)
-        super().__setattr__(name, value)
-
-
-class _Requests(Sequence[Request]):
-    """The requests of a workload as objects, made when somebody looks."""
-
-    def __init__(self, workload: Workload) -> None:
-        self._workload = workload
-
-    def __len__(self) -> int:
-        return len(self._workload)
-
-    @overload
-    def __getitem__(self, key: int) -> Request: ...
-
-    @overload
-    def __getitem__(self, key: slice) -> list[Request]: ...
-
-    def __getitem__(self, key: int | slice) -> Request | list[Request]:
-        positions = range(len(self))[key]
-        if isinstance(positions, range):
-            return [_WorkloadRequest(self._workload, idx) for idx in positions]
-        return _WorkloadRequest(self._workload, positions)
 
 
 class Workload:
@@ -128,6 +46,8 @@ class Workload:
         A view: the objects are made when looked at, and what is set on them is set here.
     enable_simulator_cache : bool
         Whether the simulator may keep what it derives from this workload in `cached_data`.
+    reported_unregistered : set of tuple of str
+        Lists of model names for which a warning has told of requests that name none of them; parts share it.
 
     Raises
     ------
@@ -190,11 +110,11 @@ class Workload:
         slos: ArrayLike,
         data: Sequence[Any] | None,
     ) -> None:
-        self.arrivals: NDArray[np.float64] = _column(arrivals, np.float64, "arrivals")
+        self.arrivals: NDArray[np.float64] = column(arrivals, np.float64, "arrivals")
         length = len(self.arrivals)
-        self.model_ids: NDArray[np.int32] = _column(model_ids, np.int32, "model ids")
+        self.model_ids: NDArray[np.int32] = column(model_ids, np.int32, "model ids")
         slo_column = np.full(length, slos, dtype=np.float64) if np.ndim(slos) == 0 else slos
-        self.slos: NDArray[np.float64] = _column(slo_column, np.float64, "SLOs")
+        self.slos: NDArray[np.float64] = column(slo_column, np.float64, "SLOs")
         self.model_names = model_names
         self.data: NDArray[np.object_] | None = None
         if data is not None:
@@ -202,27 +122,11 @@ class Workload:
             self.data[:] = data
         self.enable_simulator_cache = False
         self.cached_data: Any = None
+        self.reported_unregistered: set[tuple[str, ...]] = set()
         self._check()
 
     def _check(self) -> None:
-        for what, column in (("requests", self.model_ids), ("SLOs", self.slos), ("data", self.data)):
-            if column is not None and len(column) != len(self.arrivals):
-                raise InvalidWorkloadError(
-                    f"{len(self.arrivals)} arrivals but {len(column)} {what}; there must be one per arrival"
-                )
-        bad = np.flatnonzero(~(np.isfinite(self.arrivals) & (self.arrivals >= 0)))
-        if len(bad):
-            raise InvalidWorkloadError(f"arrival {bad[0]} is {self.arrivals[bad[0]]}; must be finite and >= 0 s")
-        gaps = np.diff(self.arrivals)
-        if len(gaps) and gaps.min() < 0:
-            at = int(np.argmax(gaps < 0)) + 1
-            raise InvalidWorkloadError(
-                f"arrival {at} ({self.arrivals[at]} s) is before arrival {at - 1} ({self.arrivals[at - 1]} s); "
-                "sort the requests by arrival"
-            )
-        bad = np.flatnonzero(~(self.slos >= 0))
-        if len(bad):
-            raise InvalidWorkloadError(f"the SLO of request {bad[0]} is {self.slos[bad[0]]}; must be >= 0 s")
+        check_columns(self.arrivals, self.model_ids, self.slos, self.data)
         if len(set(self.model_names)) != len(self.model_names):
             raise InvalidWorkloadError(f"model names must differ, got {', '.join(map(str, self.model_names))}")
         if len(self.model_ids) and not 0 <= self.model_ids.min() <= self.model_ids.max() < len(self.model_names):
@@ -236,7 +140,7 @@ class Workload:
     @property
     def requests(self) -> Sequence[Request]:
         """The requests as objects."""
-        return _Requests(self)
+        return RequestView(self)
 
     def set_request_field(self, idx: int, name: str, value: Any) -> None:
         """Set `slo`, `data` or `submit_time` of request `idx`.
@@ -259,7 +163,7 @@ class Workload:
             if self.data is None:
                 self.data = np.full(len(self), None, dtype=object)
             self.data[idx] = value
-        else:
+        elif name != "time_stamp":  # debug notes stay with the object
             raise InvalidWorkloadError(f"{name} of a request in a workload is fixed; make a new Workload")
         self.cached_data = None
 
@@ -297,6 +201,7 @@ class Workload:
             part.submit_times = self.submit_times[key].copy()
         part.enable_simulator_cache = False
         part.cached_data = None
+        part.reported_unregistered = self.reported_unregistered
         return part
 
     @classmethod
@@ -335,6 +240,7 @@ class Workload:
             merged.submit_times = np.concatenate([workload.submit_times for workload in args])[order]
         merged.enable_simulator_cache = False
         merged.cached_data = None
+        merged.reported_unregistered = set()
         return merged
 
     def split_round_robin(self, number: int) -> list[Workload]:
@@ -369,7 +275,7 @@ class Workload:
         InvalidWorkloadError
             If lengths differ or the warm-up leaves no request.
         """
-        return statistics.compute_stats(
+        return compute_stats(
             self.model_ids,
             self.model_names,
             np.asarray(start, dtype=np.float64),
@@ -381,7 +287,7 @@ class Workload:
     @staticmethod
     def print_stats(stats: StatsResult) -> None:
         """Show statistics on standard output."""
-        sys.stdout.write(statistics.format_stats(stats) + "\n")
+        sys.stdout.write(format_stats(stats) + "\n")
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -400,17 +306,3 @@ class Workload:
 
     def __repr__(self) -> str:
         return f"Workload({len(self)} requests, {len(self.model_names)} models, rate={self.rate:.4g}, cv={self.cv:.4g})"
-
-
-def _column(values: ArrayLike, dtype: type, what: str) -> NDArray[Any]:
-    """Return a copy of `values` as a column of `dtype`, refusing what it cannot hold exactly."""
-    try:
-        given = np.asarray(values)
-        column: NDArray[Any] = np.array(values, dtype=dtype)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidWorkloadError(f"{what} must be numbers: {error}") from None
-    if dtype is np.int32 and len(given) and not np.array_equal(given, column):
-        raise InvalidWorkloadError(f"{what} must be whole numbers below 2**31, got {given.tolist()[:10]} ...")
-    if column.ndim != 1:
-        raise InvalidWorkloadError(f"{what} must have one dimension, got shape {column.shape}")
-    return column
