@@ -1,4 +1,5 @@
 import logging
+import subprocess
 import sys
 
 import numpy as np
@@ -176,3 +177,31 @@ def test_sync_waits_once_for_the_earlier_calls_of_the_named_methods(waited_for):
     actor.sync()
     assert work.calls == [((1,), {"key": 2}), ((), {})]
     assert waited_for == [["reference 1", "reference 2"], []]
+
+
+@pytest.mark.slow
+def test_sync_waits_for_the_calls_of_a_real_ray_actor():
+    code = """
+import time, ray
+from alpa_serve.util import add_sync_method
+
+@ray.remote
+class Slow:
+    done = 0
+    def work(self):
+        time.sleep(0.3)
+        self.done += 1
+    def count(self):
+        return self.done
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+actor = Slow.remote()
+add_sync_method(actor, ["work"])
+for _ in range(2):
+    actor.work.remote()
+actor.sync()
+print("counted", ray.get(actor.count.remote()))
+ray.shutdown()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "counted 2" in done.stdout, done.stderr

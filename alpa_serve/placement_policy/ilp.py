@@ -29,6 +29,7 @@ DEFAULT_TIME_LIMIT_S = 60.0
 
 _SOLVER_TOLERANCE = 1e-6
 _ROUNDING = 1e-12
+_COUNT_ROUNDING = 1e-9
 
 
 @dataclass
@@ -81,7 +82,8 @@ class _Program:
                 integrality=integral,
                 bounds=Bounds(0, np.array(self.upper)),
                 constraints=LinearConstraint(matrix, np.array(self.row_lower), upper),
-                options={"time_limit": time_limit},
+                # the default gap of 1e-4 would hide the summed tolerances, which weigh as little
+                options={"time_limit": time_limit, "mip_rel_gap": 0.0},
             )
             if solution.x is None:
                 if solution.status == 2:
@@ -211,7 +213,8 @@ def requests_within_slo(data: ModelData, config: ParallelConfig) -> float:
         raise InvalidConfigError(f"model {data.name!r} needs a finite slo: capacity is counted in requests within it")
     latency = data.profiling_result.stage_latency(config)
     _check_takes_time(data, latency)
-    count = (data.slo - sum(latency)) // max(latency) + 1
+    # a completion at the SLO fits: not to be lost to rounding
+    count = np.floor((data.slo - sum(latency)) / max(latency) + _COUNT_ROUNDING) + 1
     return float(max(count, 0.0)) * STAGE_DISCOUNT**config.pp
 
 

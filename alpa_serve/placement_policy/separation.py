@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +13,9 @@ from alpa_serve.placement import ClusterEnv
 from alpa_serve.util import get_partitions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from alpa_serve.placement import ModelData
 
@@ -20,6 +24,9 @@ LATENCY_TOLERANCE = 0.38
 
 MAX_PARTITIONS = 100
 """Device partitions are thinned until they are fewer."""
+
+MAX_LISTED = 20_000
+"""Where there are more ways to deal the devices, only those near the wanted shares are listed."""
 
 THRESHOLD_STEP = 0.02
 """By how much the thinning tightens its threshold at a time."""
@@ -59,13 +66,17 @@ def separations(model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> li
     rates.
     """
     clusters = cluster_by_latency(model_datas)
-    partitions = np.array(get_partitions(cluster_env.num_devices, len(clusters)), dtype=np.int64)
-    if not len(partitions):
+    num_devices = cluster_env.num_devices
+    if num_devices < len(clusters):
         return []
     rates = np.array([sum(model_datas[m].rate for m in cluster) for cluster in clusters])
     latencies = np.array([single_device_latency(model_datas[cluster[0]]) for cluster in clusters])
-    throughput = partitions / latencies
     wanted = rates / rates.sum() if rates.sum() > 0 else np.full(len(clusters), 1 / len(clusters))
+    if math.comb(num_devices - 1, len(clusters) - 1) <= MAX_LISTED:
+        partitions = np.array(get_partitions(num_devices, len(clusters)), dtype=np.int64)
+    else:
+        partitions = _partitions_near(wanted * latencies / (wanted * latencies).sum() * num_devices, num_devices)
+    throughput = partitions / latencies
     distance = np.abs(throughput / throughput.sum(axis=1, keepdims=True) - wanted).max(axis=1)
     for threshold in np.arange(1.0, 0.0, -THRESHOLD_STEP):
         if len(partitions) < MAX_PARTITIONS:
@@ -82,3 +93,30 @@ def separations(model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> li
         ]
         for sizes in partitions
     ]
+
+
+def _partitions_near(ideal: NDArray[np.float64], num_devices: int) -> NDArray[np.int64]:
+    """List ways to deal the devices in which every part is within a few devices of `ideal`.
+
+    The width grows until at least MAX_PARTITIONS ways are found.
+    """
+
+    def deal(parts: tuple[int, ...], rest: int, width: float) -> Iterator[tuple[int, ...]]:
+        num_left = len(ideal) - len(parts)
+        if num_left == 0:
+            if rest == 0:
+                yield parts
+            return
+        low = max(1, math.ceil(ideal[len(parts)] - width))
+        high = min(rest - num_left + 1, math.floor(ideal[len(parts)] + width))
+        # the parts after this one must be able to take what it leaves
+        low = max(low, rest - sum(math.floor(share + width) for share in ideal[len(parts) + 1 :]))
+        for part in range(low, high + 1):
+            yield from deal((*parts, part), rest - part, width)
+
+    width = 1.0
+    found: list[tuple[int, ...]] = []
+    while len(found) < MAX_PARTITIONS and width <= num_devices:
+        found = list(islice(deal((), num_devices, width), MAX_LISTED))
+        width += 1.0
+    return np.array(found, dtype=np.int64)

@@ -109,3 +109,12 @@ def test_two_models_of_one_name_are_refused(datas, workload):
 def test_an_unknown_method_is_refused_with_the_known_ones(datas, workload):
     with pytest.raises(UnknownNameError, match=r"'crystal ball'.*fast_simulator"):
         PlacementEvaluator(datas, CLUSTER, workload, method="crystal ball")
+
+
+def test_an_evaluator_does_not_see_later_changes_of_its_workload(datas, workload):
+    own = workload[:]
+    placement = ModelPlacement([ParallelConfig(1, 1, 1)], [[0]])
+    evaluator = PlacementEvaluator(datas, ClusterEnv(1, 9 * GB), own)
+    own.slos[:] = 0.0
+    assert evaluator.evaluate(placement).goodput > 0
+    assert PlacementEvaluator(datas, ClusterEnv(1, 9 * GB), own).evaluate(placement).goodput == 0

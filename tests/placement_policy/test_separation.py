@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,3 +74,17 @@ def test_models_of_different_speed_score_better_with_devices_of_their_own(model_
     separated.verify(datas, cluster)
     evaluator = PlacementEvaluator(datas, cluster, workload)
     assert evaluator.get_scores([separated])[0] > evaluator.get_scores([shared])[0]
+
+
+def test_many_clusters_on_many_devices_are_dealt_near_the_wanted_shares(profile_of):
+    # each 1.5 times as slow as the one before: a cluster of its own
+    datas = [ModelData(f"m{i}", 9.0, 1.0, 1.0, profile_of({(1, 1, 1): {1: [0.1 * 1.5**i]}})) for i in range(6)]
+    found = separations(datas, ClusterEnv(64, GB))
+    assert found
+    latencies = np.array([1.5**i for i in range(6)])
+    ideal = 64 * latencies / latencies.sum()
+    for separation in found:
+        sizes = [cluster.num_devices for _, cluster in separation]
+        assert sum(sizes) == 64
+        assert min(sizes) >= 1
+        assert np.abs(np.array(sizes) - ideal).max() < 4

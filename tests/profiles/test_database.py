@@ -309,3 +309,17 @@ def test_an_object_array_over_raw_bytes_is_refused_without_following_its_pointer
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "refused\n")
+
+
+def test_materialize_keeps_the_mode_and_follows_a_link(tmp_path):
+    real, link = tmp_path / "real.pkl", tmp_path / "link.pkl"
+    ProfilingDatabase(real, new_database=True).materialize()
+    real.chmod(0o640)
+    link.symlink_to(real)
+    database = ProfilingDatabase(link)
+    database.update(load_test_prof_result("test-2GB-100ms"))
+    database.materialize()
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert list(ProfilingDatabase(real).results) == ["test-2GB-100ms"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.pkl", "real.pkl"]

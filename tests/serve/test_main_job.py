@@ -1,5 +1,6 @@
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,3 +212,31 @@ def test_the_smallest_budget_that_the_error_names_is_enough(main_job, output_of)
     (num_bytes,) = re.findall(r"\((\d+) bytes\)", " ".join(error.split()))
     output = output_of("--mem-budget", repr(int(num_bytes) / 2**30), "--scale-rate", "0.1")
     assert placement_in(output).num_replicas
+
+
+def edited_job(tmp_path, *changes):
+    text = SCRIPT.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    # below a copy of the layout: the tests in the file read the published placements
+    folder = tmp_path / "tests" / "serve"
+    folder.mkdir(parents=True)
+    shutil.copy(SCRIPT.parents[2] / "alpaserve_configs.txt", tmp_path)
+    script = folder / SCRIPT.name
+    script.write_text(text, encoding="utf-8")
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+
+
+def test_editing_the_models_and_the_slo_at_the_top_changes_profile_and_slo_together(tmp_path):
+    done = edited_job(tmp_path, ("slo = 5.0", "slo = 2.5"), ('"name": "falcon-40b"', '"name": "gptj-6b"'))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ m1 llama-2-70b +12\.916 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^ m2 gptj-6b +1\.274 ", done.stdout, re.MULTILINE)
+    assert not re.search(r"m2 gptj-6b +12\.10$", done.stdout, re.MULTILINE)
+
+
+def test_models_without_their_model_data_are_refused(tmp_path):
+    done = edited_job(tmp_path, ("    for model in model_list\n]", "    for model in model_list[:3]\n]"))
+    assert done.returncode == 2
+    assert "error: model_datas names m1, m2, m3, model_list m1, m2, m3, m4" in done.stderr

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpa_serve.errors import InvalidConfigError
+from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError
 from alpa_serve.simulator.workload import (
     ArrivalProcess,
     DeterministicProcess,
@@ -207,3 +207,29 @@ def test_a_window_out_of_range_is_refused(bad):
             process.generate_arrivals(bad, 10)
         with pytest.raises(InvalidConfigError, match="duration"):
             process.generate_arrivals(0, bad)
+
+
+@pytest.mark.parametrize("cv", [1e-200, 1e-7, 1e4, 1e200])
+def test_a_cv_whose_gaps_are_no_floats_is_refused(cv):
+    with pytest.raises(InvalidConfigError, match="cv of a GammaProcess"):
+        GammaProcess(1, cv)
+
+
+@pytest.mark.parametrize("shape", [1e10, 1e18])
+def test_a_pareto_process_without_gaps_is_refused(shape):
+    with pytest.raises(InvalidConfigError, match="mean gap"):
+        ParetoProcess(shape, 1.0)
+
+
+@pytest.mark.parametrize(
+    "process", [DeterministicProcess(1e9), GammaProcess(1e9, 2), UniformMMPP([1e-8], [1]), ParetoProcess(1e8, 1.0)]
+)
+def test_more_requests_than_memory_holds_are_refused_before_they_are_drawn(process):
+    with pytest.raises(InvalidWorkloadError, match="at most 2e"):
+        process.generate_arrivals(0, 1e3)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_a_seed_that_the_generator_cannot_take_is_refused(seed):
+    with pytest.raises(InvalidConfigError, match="seed"):
+        PoissonProcess(1).generate_arrivals(0, 1, seed)

@@ -1,5 +1,7 @@
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -264,3 +266,31 @@ def test_a_split_into_no_whole_number_of_parts_is_refused(bad):
 def test_a_split_at_a_bad_interval_is_refused(bad):
     with pytest.raises(InvalidWorkloadError, match="interval"):
         two_requests().split_time_interval(bad)
+
+
+def test_what_is_set_on_a_part_does_not_reach_the_whole():
+    whole = two_requests()
+    part = whole[:1].requests[0]
+    part.slo, part.data, part.submit_time = 7.0, "x", 3.0
+    first = whole.requests[0]
+    assert (first.slo, first.data, first.submit_time) == (1.0, None, None)
+
+
+def test_a_copied_or_pickled_request_stands_alone():
+    workload = two_requests()
+    for alone in (copy.copy(workload.requests[0]), pickle.loads(pickle.dumps(workload.requests[0]))):
+        assert type(alone) is Request
+        assert alone == workload.requests[0]
+        alone.slo = 9.0
+        assert workload.requests[0].slo == 1.0
+
+
+@pytest.mark.parametrize("ids", [[2**32, 0], [0.7, 0], [-1, 0], [2**70, 0]])
+def test_model_ids_that_are_no_index_are_refused(ids):
+    with pytest.raises(InvalidWorkloadError, match="model ids"):
+        Workload.from_columns([0.0, 1.0], ids, ["a"])
+
+
+def test_model_names_must_differ():
+    with pytest.raises(InvalidWorkloadError, match="must differ"):
+        Workload.from_columns([0.0, 1.0], [0, 1], ["a", "a"])

@@ -291,3 +291,21 @@ def test_a_cached_workload_is_not_taken_for_other_models(run_case):
         for order in (MODELS, MODELS[::-1])
     ]
     assert names == [["m0", "m1"], ["m1", "m0"]]
+
+
+def test_requests_without_a_model_are_warned_of_once_for_a_workload_and_its_parts(run_case, warnings):
+    workload = gamma_workload("m0", "stranger")
+    for _ in range(2):
+        run_case(workload)
+    for part in workload.split_time_interval(20):
+        run_case(part, warmup=0)
+    assert len(warnings()) == 1
+    run_case(gamma_workload("m0", "stranger"))
+    assert len(warnings()) == 2
+
+
+def test_a_controller_takes_what_the_runtime_takes():
+    controller = DummyController()
+    controller.register_model.remote("a", partial(Model, PROFILE), None, None, True)
+    controller.register_model.remote("a", partial(Model, PROFILE), override=True)
+    assert list(controller.profiles) == ["a"]
