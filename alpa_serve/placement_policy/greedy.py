@@ -81,15 +81,8 @@ def replica_placement_fast_greedy(
 
     Parameters
     ----------
-    init_sol : ModelPlacement
-        The groups, and what they hold already; not changed.
-    model_datas : sequence of ModelData
-    cluster_env : ClusterEnv
-        For its mem_budget.
-    workload : Workload, optional
-        Needed only without `evaluator`.
-    evaluator : PlacementEvaluator, optional
-        Of `model_datas`; made from `workload` if left out.
+    init_sol, model_datas, cluster_env, workload, evaluator
+        As in :func:`~alpa_serve.placement_policy.beam.replica_placement_beam_search`.
     verbose : int
         1 logs every replica.
     callback : callable, optional

@@ -6,6 +6,7 @@ they are given, never the classes or functions named. Profiles are rebuilt from 
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections import OrderedDict
 from functools import partial
@@ -169,14 +170,12 @@ def _add_config(result: ProfilingResult, config: Any, data: Any, data_class: typ
         raise InvalidProfileError(f"{where}: metadata may hold plain containers, text and numbers only")
     for key, stage_latency in latency.items():
         batch_size = check_int(key, f"{where}: batch size", minimum=1, error=InvalidProfileError)
-        if key not in act_mem:
-            raise InvalidProfileError(f"{where}: act_mem lacks batch size {batch_size}")
         at_size = f"{where}, batch size {batch_size}"
         result.add_result(
             config,
             batch_size,
             _figures(stage_latency, f"{at_size}: latency"),
-            _figures(act_mem[key], f"{at_size}: act_mem"),
+            _activations(act_mem.get(key), config.pp, f"{at_size}: act_mem"),
             _figures(weight_mem, f"{at_size}: weight_mem"),
             metadata,
         )
@@ -186,6 +185,16 @@ def _figures(listed: Any, what: str) -> list[float]:
     if not isinstance(listed, (list, tuple)):
         raise InvalidProfileError(f"{what} must list a figure per stage")
     return [check_real(figure, what, minimum=0.0, error=InvalidProfileError) for figure in listed]
+
+
+def _activations(listed: Any, num_stages: int, what: str) -> list[float]:
+    """Return activation bytes per stage; NaN where AlpaServe left a word, such as "TODO", or nothing."""
+    if listed is None:
+        return [math.nan] * num_stages
+    if not isinstance(listed, (list, tuple)):
+        raise InvalidProfileError(f"{what} must list a figure per stage")
+    measured = iter(_figures([figure for figure in listed if not isinstance(figure, str)], what))
+    return [math.nan if isinstance(figure, str) else next(measured) for figure in listed]
 
 
 def _is_plain(value: Any) -> bool:

@@ -6,6 +6,7 @@ module, so the classes say that they live there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +67,7 @@ class LatencyMemData:
     latency : dict of int to list of float
         Batch size -> seconds per pipeline stage, length pp.
     act_mem : dict of int to list of float
-        Batch size -> activation bytes per pipeline stage, length pp.
+        Batch size -> activation bytes per pipeline stage, length pp; NaN where not measured.
     weight_mem : list of float
         Weight bytes on one device of each stage, length pp.
     metadata : object
@@ -158,7 +159,7 @@ class ProfilingResult:
         check_int(batch_size, f"{where}: batch size", minimum=1, error=InvalidProfileError)
         where = f"{where}, batch size {batch_size}"
         _check_stages(stage_latency, config.pp, f"{where}: latency")
-        _check_stages(act_mem, config.pp, f"{where}: activation memory")
+        _check_stages(act_mem, config.pp, f"{where}: activation memory", may_be_unknown=True)
         _check_stages(weight_mem, config.pp, f"{where}: weight memory")
         data = self.para_dict.setdefault(config, LatencyMemData())
         data.add_result(batch_size, stage_latency, act_mem, weight_mem, metadata)
@@ -196,15 +197,20 @@ class ProfilingResult:
         return max(_check_stages(data.weight_mem, config.pp, f"{where}: weight memory"))
 
 
-def _check_stages(figures: object, num_stages: int, where: str) -> list[float]:
-    """Return `figures` as `num_stages` floats >= 0, or say what is wrong with them."""
+def _check_stages(figures: object, num_stages: int, where: str, *, may_be_unknown: bool = False) -> list[float]:
+    """Return `figures` as `num_stages` floats >= 0 (or NaN if they may be unknown), or say what is wrong with them."""
     try:
         listed = list(figures)  # type: ignore[call-overload]
     except TypeError:
         raise InvalidProfileError(f"{where} must list one figure per stage, got {figures!r}") from None
     if len(listed) != num_stages:
         raise InvalidProfileError(f"{where} must list {num_stages} figures, one per stage, got {len(listed)}")
-    return [check_real(figure, where, minimum=0.0, error=InvalidProfileError) for figure in listed]
+    return [
+        figure
+        if may_be_unknown and isinstance(figure, float) and math.isnan(figure)
+        else check_real(figure, where, minimum=0.0, error=InvalidProfileError)
+        for figure in listed
+    ]
 
 
 # where AlpaServe's pickles say that they are

@@ -190,7 +190,9 @@ def test_a_dict_of_something_else_is_refused_with_the_entry(refused, results):
         profile_with(latency={0: [0.5]}),
         profile_with(latency={"1": [0.5]}),
         profile_with(act_mem=[0.0]),
-        profile_with(act_mem={1: ["TODO"]}),
+        profile_with(act_mem={1: [-1.0]}),
+        profile_with(act_mem={1: "TODO"}),
+        profile_with(weight_mem=["TODO"]),
         profile_with(weight_mem=[]),
         profile_with(weight_mem=[1.0, 1.0]),
         profile_with(weight_mem=[float("inf")]),
@@ -323,3 +325,12 @@ def test_materialize_keeps_the_mode_and_follows_a_link(tmp_path):
     assert real.stat().st_mode & 0o777 == 0o640
     assert list(ProfilingDatabase(real).results) == ["test-2GB-100ms"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.pkl", "real.pkl"]
+
+
+@pytest.mark.parametrize("act_mem", [{1: ["TODO"]}, {}])
+def test_activation_memory_that_was_never_measured_is_read_as_unknown(tmp_path, act_mem):
+    path = tmp_path / "profiles.pkl"
+    path.write_bytes(pickle.dumps({"m": profile_with(act_mem=act_mem)}))
+    data = ProfilingDatabase(path).results["m"].para_dict[SINGLE]
+    assert np.isnan(data.act_mem[1]).tolist() == [True]
+    assert data.latency[1] == [0.5]
