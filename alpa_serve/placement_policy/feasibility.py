@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError
+from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError, SolverStoppedError
 from alpa_serve.placement_policy.evaluator import model_weights
+from alpa_serve.placement_policy.ilp import pack_all_models
 from alpa_serve.util import GB
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from alpa_serve.placement import ClusterEnv, ModelData
-    from alpa_serve.placement_policy.evaluator import PlacementEvaluator
     from alpa_serve.profiling import ParallelConfig
 
 
@@ -90,25 +91,44 @@ def check_groups_fit(cluster_env: ClusterEnv, configs: Sequence[ParallelConfig])
 
 
 def why_not_all(
-    model_datas: Sequence[ModelData],
-    cluster_env: ClusterEnv,
-    shapes: Sequence[Sequence[ParallelConfig]],
-    evaluator: PlacementEvaluator,
+    model_datas: Sequence[ModelData], cluster_env: ClusterEnv, shapes: Sequence[Sequence[ParallelConfig]]
 ) -> str:
-    """Say why no shape holds every model."""
-    configs = {config for shape in shapes for config in shape}
-    smallest = np.min([evaluator.weights(config) for config in configs], axis=0)
-    fits = smallest <= cluster_env.mem_budget
-    too_large = [data.name for data, fit in zip(model_datas, fits, strict=True) if not fit]
-    if too_large:
+    """Say why no shape of groups holds every model, and which mem_budget would do if any does."""
+    holding = [shape for shape in shapes if _packs(model_datas, cluster_env, shape, _UNLIMITED)]
+    if not holding:
         return (
-            f"require_all_models: {', '.join(too_large)} fit no group that these {cluster_env.num_devices} devices of "
-            f"{cluster_env.mem_budget / GB:.3f} GiB can form"
+            f"require_all_models: no shape of groups on {cluster_env.num_devices} devices "
+            "has a profiled config for every model"
         )
-    # every model once, each on the config on which it takes least
-    needs = np.min([evaluator.weights(config) * config.num_devices for config in configs], axis=0).sum()
+    # between what the current budget is and what holds everything in one group, to a thousandth of a GiB
+    low, high = cluster_env.mem_budget, cluster_env.mem_budget * 2
+    while not any(_packs(model_datas, cluster_env, shape, high) for shape in holding):
+        low, high = high, high * 2
+    while high - low > GB / 1000:
+        middle = (low + high) / 2
+        if any(_packs(model_datas, cluster_env, shape, middle) for shape in holding):
+            high = middle
+        else:
+            low = middle
+    enough = math.ceil(high * 1000 / GB) / 1000
     return (
         f"require_all_models: no shape of groups holds all {len(model_datas)} models on {cluster_env.num_devices} "
-        f"devices of {cluster_env.mem_budget / GB:.3f} GiB; together they need at least "
-        f"{needs / GB:.1f} GiB of {cluster_env.num_devices * cluster_env.mem_budget / GB:.1f} GiB"
+        f"devices of {cluster_env.mem_budget / GB:.3f} GiB; {enough:.3f} GiB a device would do"
     )
+
+
+_UNLIMITED = 1e30
+"""Bytes; more than any model."""
+
+
+def _packs(
+    model_datas: Sequence[ModelData], cluster_env: ClusterEnv, shape: Sequence[ParallelConfig], budget: float
+) -> bool:
+    try:
+        return pack_all_models(model_datas, replace(cluster_env, mem_budget=budget), shape, _PACKING_TIME_S) is not None
+    except SolverStoppedError:
+        return False
+
+
+_PACKING_TIME_S = 2.0
+"""Seconds after which a packing counts as not found; only a message depends on it."""

@@ -85,7 +85,12 @@ class ModelParallelismRR(BasePlacementPolicy):
         check_groups_fit(cluster_env, configs)
         check_something_fits(model_datas, cluster_env, configs)
         empty = ModelPlacement.empty_groups(configs)
-        return replica_placement_round_robin(empty, model_datas, cluster_env, train_workload, self.verbose), {}
+        placement = replica_placement_round_robin(empty, model_datas, cluster_env, train_workload, self.verbose)
+        if not placement.num_replicas:
+            raise InfeasiblePlacementError(
+                f"no model fits the first group {tuple(configs[0])}, whose turn it is: round robin places nothing"
+            )
+        return placement, {}
 
 
 class ModelParallelismGreedy(FixedGroupsGreedy):
@@ -230,7 +235,10 @@ class ModelParallelismSearch(BasePlacementPolicy):
                 f"{'groups' if self.num_groups is None else f'exactly {self.num_groups} group(s)'} "
                 f"within max_pp={self.max_pp} and max_op={self.max_op}"
             )
-        check_something_fits(model_datas, cluster_env, group_partition.all_configs(shapes))
+        if not self.require_all_models:
+            check_something_fits(model_datas, cluster_env, group_partition.all_configs(shapes))
+        elif not model_datas:
+            raise InvalidConfigError("there is no model to place")
         train_workload = workload_or_training(train_workload, model_datas)
         evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload)
         report = reporter(self.verbose, self.callback)
@@ -245,7 +253,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
                     best, best_score = placement, score
             report(SearchProgress("shapes of groups", number, len(shapes), None if best is None else best_score, best))
         if best is None:
-            raise InfeasiblePlacementError(why_not_all(model_datas, cluster_env, shapes, evaluator))
+            raise InfeasiblePlacementError(why_not_all(model_datas, cluster_env, shapes))
         if self.use_evo_search:
             best = self._evolve(best, placements, model_datas, cluster_env, evaluator)
         return best, {}
@@ -360,7 +368,19 @@ class ModelParallelismSearch(BasePlacementPolicy):
             train_workload = workload_or_training(train_workload, model_datas)
             evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload)
         placement = ModelPlacement([], [])
+        sizes: list[int] = []
         rest = cluster_env.num_devices
+        check_something_fits(
+            model_datas,
+            cluster_env,
+            [
+                config
+                for size in get2tok(rest)
+                if cluster_env.allows_group_of(size)
+                for config in group_partition.configs_of_size(size, self.max_pp, self.max_op)
+            ],
+            strictly=True,
+        )
         while rest:
             grown = [
                 replica_placement_on_last_group(
@@ -372,7 +392,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
                     beam_size,
                 )
                 for size in get2tok(rest)
-                if cluster_env.allows_group_of(size)
+                if cluster_env.can_hold([*sizes, size, *[1] * (rest - size)])
                 for config in group_partition.configs_of_size(size, self.max_pp, self.max_op)
             ]
             # per device, or the largest group would always win
@@ -381,7 +401,8 @@ class ModelParallelismSearch(BasePlacementPolicy):
                 for score, new in zip(evaluator.get_scores(grown), grown, strict=True)
             ]
             placement = grown[int(np.argmax(scores))]
-            rest = cluster_env.num_devices - sum(config.num_devices for config in placement.group_configs)
+            sizes = [config.num_devices for config in placement.group_configs]
+            rest = cluster_env.num_devices - sum(sizes)
         return placement
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import reprlib
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,10 @@ from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
     import io
+    from collections.abc import Callable
     from pathlib import Path
 
+_MAX_NESTING = 20
 _NUMBER_CODES = {"b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
 
 
@@ -50,8 +53,8 @@ class _NumberArray(list[Any]):
     """Stands in for a NumPy array: the flat list of its numbers."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _version, _shape, number_type, _fortran, raw = state
-        self[:] = _NumberType.numbers(number_type, raw)
+        _version, shape, number_type, fortran, raw = state
+        self[:] = _shaped(_NumberType.numbers(number_type, raw), shape, "F" if fortran else "C")
 
 
 def _make_scalar(number_type: _NumberType, raw: object) -> Any:
@@ -60,7 +63,16 @@ def _make_scalar(number_type: _NumberType, raw: object) -> Any:
 
 
 def _make_array(raw: object, number_type: _NumberType, shape: object, order: object) -> list[Any]:
-    return _NumberType.numbers(number_type, bytes(raw) if isinstance(raw, pickle.PickleBuffer) else raw)
+    numbers = _NumberType.numbers(number_type, bytes(raw) if isinstance(raw, pickle.PickleBuffer) else raw)
+    return _shaped(numbers, shape, order)
+
+
+def _shaped(numbers: list[Any], shape: Any, order: Any) -> list[Any]:
+    """Return a flat list of numbers as nested lists of the array's shape."""
+    if not isinstance(shape, tuple) or not shape:
+        raise pickle.UnpicklingError("it holds a NumPy array without dimensions")
+    listed: list[Any] = np.array(numbers).reshape(shape, order=order).tolist()
+    return listed
 
 
 def _encode_latin1(text: object, encoding: object) -> bytes:
@@ -69,22 +81,45 @@ def _encode_latin1(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
-class _ProfileUnpickler(pickle.Unpickler):
-    """Admits profiles, plain containers and numbers, as stand-ins."""
+def _make_bytes(*arguments: object) -> bytes:
+    # how protocols 0 to 2 write empty bytes
+    if arguments:
+        raise pickle.UnpicklingError("it makes bytes in a way that no profile uses")
+    return b""
+
+
+def _make_set(members: object) -> set[Any]:
+    if not isinstance(members, list) or any(isinstance(member, (tuple, frozenset)) for member in members):
+        raise pickle.UnpicklingError("it holds a set of other than numbers and text")
+    return set(members)
+
+
+class _ProfileUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignore]
+    """Admits profiles, plain containers and numbers, as stand-ins.
+
+    It is the unpickler written in Python, so that tuples can be kept from nesting: a tuple that is a key is hashed,
+    and the interpreter hashes without a limit to the depth.
+    """
+
+    dispatch = pickle._Unpickler.dispatch.copy()  # type: ignore[attr-defined,unused-ignore]
 
     def __init__(self, file: io.BufferedReader) -> None:
         super().__init__(file)
+        self._depths: dict[int, int] = {}
+        self._kept: list[object] = []
         # classes and functions of this load alone: what a crafted file does to them reaches nothing else
         self.result_class: type = type("ProfilingResult", (), {})
         self.data_class: type = type("LatencyMemData", (), {})
         config_class: type = type("ParallelConfig", (tuple,), {"__new__": _new_config})
-        bases = {self.result_class: object, self.data_class: object, config_class: tuple}
+        # bases are named, never called
+        object_base, tuple_base = "object", "tuple"
+        bases = {self.result_class: object_base, self.data_class: object_base, config_class: tuple_base}
 
-        def reconstruct(cls: type, base: type, state: Any) -> Any:
+        def reconstruct(cls: type, base: str, state: Any) -> Any:
             # how protocols 0 and 1 make an object
-            if bases.get(cls) is not base:
+            if bases.get(cls) != base:
                 raise pickle.UnpicklingError("it makes an object that is no part of a profile")
-            return tuple.__new__(cls, state) if base is tuple else object.__new__(cls)
+            return _new_config(cls, *state) if base == tuple_base else object.__new__(cls)
 
         self._admitted: dict[tuple[str, str], Any] = {
             ("alpa_serve.profiling", "ProfilingResult"): self.result_class,
@@ -96,7 +131,8 @@ class _ProfileUnpickler(pickle.Unpickler):
             ("_codecs", "encode"): partial(_encode_latin1),
         }
         for module in ("builtins", "__builtin__"):
-            self._admitted |= {(module, kind.__name__): kind for kind in (dict, list, tuple, set, object)}
+            self._admitted |= {(module, "set"): partial(_make_set), (module, "bytes"): partial(_make_bytes)}
+            self._admitted |= {(module, "object"): object_base, (module, "tuple"): tuple_base}
         for module in ("copyreg", "copy_reg"):
             self._admitted[module, "_reconstructor"] = reconstruct
         for module in ("numpy.core", "numpy._core"):
@@ -110,9 +146,31 @@ class _ProfileUnpickler(pickle.Unpickler):
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a profile") from None
 
+    def _load(self, build: Callable[[Any], None]) -> None:
+        """Build a hashable container and refuse it if it nests too deeply."""
+        build(self)
+        made = self.stack[-1]  # type: ignore[attr-defined,unused-ignore]
+        if isinstance(made, (tuple, frozenset)):
+            depth = 1 + max((self._depths.get(id(member), 0) for member in made), default=0)
+            if depth > _MAX_NESTING:
+                raise pickle.UnpicklingError("it nests tuples more deeply than any profile")
+            self._depths[id(made)] = depth
+            # kept alive, or another object could come to have its id
+            self._kept.append(made)
 
-def _new_config(cls: type, dp: object, op: object, pp: object) -> tuple[object, ...]:
-    return tuple.__new__(cls, (dp, op, pp))
+
+def _watched(build: Callable[[Any], None]) -> Callable[[Any], None]:
+    return lambda unpickler: unpickler._load(build)
+
+
+for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET):
+    _ProfileUnpickler.dispatch[_opcode[0]] = _watched(_ProfileUnpickler.dispatch[_opcode[0]])
+
+
+def _new_config(cls: type, *degrees: object) -> tuple[object, ...]:
+    if len(degrees) != 3 or any(isinstance(degree, (tuple, frozenset)) for degree in degrees):
+        raise pickle.UnpicklingError(f"a parallel config is three numbers, it has {len(degrees)} parts")
+    return tuple.__new__(cls, degrees)
 
 
 def read_profiles(path: Path) -> dict[str, ProfilingResult]:
@@ -129,19 +187,22 @@ def read_profiles(path: Path) -> dict[str, ProfilingResult]:
         unpickler = _ProfileUnpickler(file)
         try:
             loaded = unpickler.load()
+            return _rebuild(loaded, unpickler)
+        except InvalidProfileError as error:
+            raise InvalidProfileError(f"{path}: {error}") from None
         except Exception as error:
             # a damaged or crafted pickle can make the machinery fail in any way
             raise InvalidProfileError(f"{path}: not a file of profiles: {error}") from error
+
+
+def _rebuild(loaded: Any, unpickler: _ProfileUnpickler) -> dict[str, ProfilingResult]:
     if not isinstance(loaded, dict):
-        raise InvalidProfileError(f"{path}: expected a dict of model name to profile, found a {type(loaded).__name__}")
+        raise InvalidProfileError(f"expected a dict of model name to profile, found a {type(loaded).__name__}")
     results = {}
     for name, stand_in in loaded.items():
         if not isinstance(name, str) or type(stand_in) is not unpickler.result_class:
-            raise InvalidProfileError(f"{path}: entry {name!r} is not a profile")
-        try:
-            results[name] = _rebuild_result(stand_in, unpickler.data_class, f"profile {name!r}")
-        except InvalidProfileError as error:
-            raise InvalidProfileError(f"{path}: {error}") from None
+            raise InvalidProfileError(f"entry {reprlib.repr(name)} is not a profile")
+        results[name] = _rebuild_result(stand_in, unpickler.data_class, f"profile {name!r}")
     return results
 
 
@@ -203,4 +264,4 @@ def _is_plain(value: Any) -> bool:
         return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple, set)):
         return type(value) in (list, tuple, set, _NumberArray) and all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, complex, str, bytes)
+    return value is None or type(value) in (bool, int, float, str, bytes)

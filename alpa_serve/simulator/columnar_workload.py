@@ -289,6 +289,9 @@ class Workload:
         """Show statistics on standard output."""
         sys.stdout.write(format_stats(stats) + "\n")
 
+    def __copy__(self) -> Workload:
+        return self[:]
+
     def __len__(self) -> int:
         return len(self.arrivals)
 

@@ -85,6 +85,13 @@ class RequestView(Sequence[Request]):
     def __len__(self) -> int:
         return len(self._workload)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (RequestView, list)):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
     @overload
     def __getitem__(self, key: int) -> Request: ...
 

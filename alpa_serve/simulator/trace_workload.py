@@ -33,6 +33,9 @@ LOAD_S = 90.0
 MAX_TRACE_MINUTES = 10 * 366 * 1440
 """A trace that spans more is taken to have a wrong date in it."""
 
+DATE_START = r"\s*\d{4}-\d\d-\d\d"
+"""How text must begin to count as a date; pandas alone takes "now" for one."""
+
 PROMPT_OFFSET = 65
 """Request n takes prompt n + 65 of the shuffled data set."""
 
@@ -214,7 +217,8 @@ def _minute_counts(trace: pd.DataFrame) -> NDArray[np.int64]:
     if not pd.api.types.is_datetime64_any_dtype(stamps):
         if pd.api.types.is_numeric_dtype(stamps):
             raise InvalidTraceError(f"TIMESTAMP must be dates, got numbers such as {stamps.iloc[0]!r}")
-        stamps = pd.to_datetime(stamps, errors="coerce", format="ISO8601", utc=True)
+        dated = stamps.astype(str).str.match(DATE_START)
+        stamps = pd.to_datetime(stamps, errors="coerce", format="ISO8601", utc=True).where(dated)
     bad = np.flatnonzero(stamps.isna().to_numpy())
     if len(bad):
         raise InvalidTraceError(

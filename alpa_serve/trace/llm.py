@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.errors import InvalidTraceError, UnknownNameError
+from alpa_serve.simulator.trace_workload import DATE_START
 
 if TYPE_CHECKING:
     import os
@@ -123,6 +124,8 @@ def _read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     if not len(raw):
         raise InvalidTraceError(f"{path}: no request in this file")
     stamps = pd.to_datetime(raw["TIMESTAMP"], errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
+    # pandas also reads "now" and "2023"
+    stamps = stamps.where(raw["TIMESTAMP"].str.match(DATE_START, na=False))
     _check_column(
         path, raw, "TIMESTAMP", stamps.notna(), "not a date", "; ISO 8601 is read, such as 2023-11-16 18:17:03.97"
     )

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import pytest
@@ -21,7 +22,7 @@ from alpa_serve.placement_policy import (
     SelectiveReplicationUniform,
 )
 from alpa_serve.placement_policy.base_policy import gen_train_workload
-from alpa_serve.profiling import ParallelConfig, load_test_prof_result
+from alpa_serve.profiling import ParallelConfig, load_test_prof_result, load_test_prof_result_v2
 from alpa_serve.simulator.controller import approximate_one_case
 from alpa_serve.simulator.workload import GammaProcess, PoissonProcess, Workload
 from alpa_serve.util import GB, ServingCase
@@ -248,17 +249,38 @@ def test_search_can_require_every_model_at_the_cost_of_goodput():
     required.verify(datas, cluster)
 
 
-def test_requiring_every_model_names_the_ones_that_fit_nowhere():
-    datas = [model(0), model(1, "test-4GB-150ms")]
-    policy = ModelParallelismSearch(max_pp=1, require_all_models=True)
-    with pytest.raises(InfeasiblePlacementError, match="require_all_models: m1 fit no group"):
-        solved(policy, datas, ClusterEnv(2, 3 * GB))
+@pytest.mark.parametrize("datas", [[model(0), model(1, "test-4GB-150ms")], FOUR], ids=["one too large", "too many"])
+@pytest.mark.parametrize("num_groups", [None, 1, 2])
+def test_requiring_every_model_names_a_budget_that_holds_them(datas, num_groups):
+    policy = ModelParallelismSearch(require_all_models=True, num_groups=num_groups)
+    with pytest.raises(InfeasiblePlacementError, match=r"require_all_models: .* GiB a device would do") as caught:
+        solved(policy, datas, ClusterEnv(2, 1 * GB))
+    (enough,) = re.findall(r"([\d.]+) GiB a device would do", str(caught.value))
+    placement = solved(policy, datas, ClusterEnv(2, float(enough) * GB))
+    assert placement.placed_models() == set(range(len(datas)))
 
 
-def test_requiring_every_model_says_how_much_memory_they_need_together():
-    policy = ModelParallelismSearch(max_pp=1, require_all_models=True)
-    with pytest.raises(InfeasiblePlacementError, match=r"no shape of groups holds all 4 models.*8\.0 GiB of 6\.0 GiB"):
-        solved(policy, FOUR, ClusterEnv(2, 3 * GB))
+def test_requiring_models_that_share_no_group_config_says_so():
+    datas = [model(0), ModelData("m1", 1.0, 1.0, 1.0, load_test_prof_result_v2("llama-2-70b"))]
+    policy = ModelParallelismSearch(max_pp=1, max_op=1, require_all_models=True)
+    with pytest.raises(InfeasiblePlacementError, match=r"no shape of groups .* has a profiled config for every model"):
+        solved(policy, datas, ClusterEnv(1, 1000 * GB))
+
+
+def test_round_robin_whose_first_group_takes_nothing_is_infeasible():
+    datas = [model(i, "alpa/bert-2.6b") for i in range(2)]
+    with pytest.raises(InfeasiblePlacementError, match="round robin places nothing"):
+        solved(ModelParallelismRR(), datas, ClusterEnv(6, 24 * GB))
+
+
+@pytest.mark.parametrize(("num_devices", "per_node"), [(8, 5), (11, 3), (7, 8)])
+def test_groups_built_one_by_one_lie_within_nodes(num_devices, per_node):
+    cluster = ClusterEnv(num_devices, 4.5 * GB, per_node)
+    policy = ModelParallelismSearch(max_pp=4, max_op=1)
+    workload = gen_train_workload(FOUR, simulation_min_samples=500)
+    placement = policy.greedy_group_configs(FOUR, cluster, workload)
+    placement.verify(FOUR, cluster)
+    assert sum(config.num_devices for config in placement.group_configs) == num_devices
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 4])

@@ -334,3 +334,34 @@ def test_activation_memory_that_was_never_measured_is_read_as_unknown(tmp_path, 
     data = ProfilingDatabase(path).results["m"].para_dict[SINGLE]
     assert np.isnan(data.act_mem[1]).tolist() == [True]
     assert data.latency[1] == [0.5]
+
+
+@pytest.mark.parametrize(
+    "crafted",
+    [
+        b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+        b"\x80\x04\x8f(N)" + b"\x85" * 300_000 + b"\x90.",
+        b"\x80\x02}" + b"cbuiltins\ntuple\n](" * 3 + b".",
+        b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    ],
+    ids=["nested key", "nested set", "tuple called", "nested lists"],
+)
+def test_nesting_that_would_exhaust_the_stack_is_refused(tmp_path, crafted):
+    path = tmp_path / "profiles.pkl"
+    path.write_bytes(crafted)
+    # in a process of its own: a crash of the interpreter is a failure here
+    code = f"from alpa_serve.profiling import ProfilingDatabase\nProfilingDatabase({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1, done.returncode
+    assert "InvalidProfileError" in done.stderr
+
+
+def test_metadata_arrays_keep_their_shape(tmp_path):
+    result = load_test_prof_result("test-2GB-100ms")
+    table = np.arange(6).reshape(2, 3)
+    result.para_dict[SINGLE].metadata = {"rows": table, "columns": np.asfortranarray(table), "none": b""}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path = tmp_path / f"{protocol}.pkl"
+        path.write_bytes(pickle.dumps({"m": result}, protocol))
+        metadata = ProfilingDatabase(path).results["m"].para_dict[SINGLE].metadata
+        assert metadata == {"rows": table.tolist(), "columns": table.tolist(), "none": b""}

@@ -6,8 +6,10 @@ or unittest, it checks the published placements.
 
 import argparse
 import csv
+import os
 import sys
 import unittest
+from dataclasses import replace
 from pathlib import Path
 
 from parameterized import parameterized
@@ -127,7 +129,11 @@ def is_new(path):
     """Tell whether the results file is to be started; refuse a file that holds something else."""
     if not path.parent.is_dir():
         raise InvalidConfigError(f"--output: there is no folder {path.parent}")
-    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+    if path.exists() and not path.is_file():
+        raise InvalidConfigError(f"--output: {path} is not a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InvalidConfigError(f"--output: {path} cannot be written")
+    if not path.exists() or path.stat().st_size == 0:
         return True
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         header = next(csv.reader(file))
@@ -139,11 +145,30 @@ def is_new(path):
 def append_row(path, row):
     """Append a result, writing the header line first to a new file."""
     start = is_new(path)
+    cut_short = not start and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8", newline="") as file:
+        if cut_short:
+            file.write("\n")
         writer = csv.DictWriter(file, CSV_COLUMNS)
         if start:
             writer.writeheader()
         writer.writerow(row)
+
+
+def edited_model_datas(options):
+    """Return the model_datas of this file, with the SLO and the naming that the flags ask for."""
+    names, expected = [data.name for data in model_datas], [f"m{model['id']}" for model in model_list]
+    if names != expected:
+        raise InvalidConfigError(f"model_datas names {', '.join(names)}, model_list {', '.join(expected)}")
+    datas = model_datas
+    if options.slo != slo:
+        datas = [
+            replace(data, slo=model_slo(model["name"], model["output_length"], options.slo))
+            for data, model in zip(datas, model_list, strict=True)
+        ]
+    if options.published_naming:
+        datas = [replace(data, name=f"m{position}") for position, data in enumerate(datas)]
+    return datas
 
 
 def run(options):
@@ -154,13 +179,10 @@ def run(options):
     models = maveriq.model_list(options.model_set) if options.model_set else model_list
     trace = WorkloadFromTrace(options.scale_rate, load_azure_llm_trace(options.trace))
     workload = trace.generate_workload(models, dataset=options.dataset, slo=options.slo)
-    if options.model_set or options.published_naming or options.slo != slo:
+    if options.model_set:
         datas = maveriq.model_datas(models, options.slo, workload, options.published_naming)
     else:
-        datas = model_datas
-        names, expected = [data.name for data in datas], [f"m{model['id']}" for model in models]
-        if names != expected:
-            raise InvalidConfigError(f"model_datas names {', '.join(names)}, model_list {', '.join(expected)}")
+        datas = edited_model_datas(options)
     placement = solve_with_progress(BASELINES[options.baseline], datas, cluster, workload)
     strategy = format_strategy(placement, datas, [model["name"] for model in models], cluster, workload)
     print(

@@ -294,3 +294,13 @@ def test_model_ids_that_are_no_index_are_refused(ids):
 def test_model_names_must_differ():
     with pytest.raises(InvalidWorkloadError, match="must differ"):
         Workload.from_columns([0.0, 1.0], [0, 1], ["a", "a"])
+
+
+def test_the_requests_of_equal_workloads_are_equal_and_a_copy_stands_alone():
+    workload = two_requests()
+    twin = copy.copy(workload)
+    assert workload.requests == workload.requests
+    assert twin.requests == list(workload.requests)
+    twin.requests[0].slo = 9.0
+    assert twin.requests != workload.requests
+    assert workload.requests[0].slo == 1.0

@@ -239,3 +239,13 @@ def test_any_text_in_a_cell_is_read_as_valid_or_refused(read, stamp, tokens):
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_read_as_valid_or_refused(read, content):
     assert_valid_or_refused(read, content)
+
+
+@pytest.mark.parametrize("word", ["now", "today", "2023", "2023-11"])
+def test_words_and_parts_of_dates_are_no_dates(tmp_path, word):
+    path = tmp_path / "trace.csv"
+    path.write_text(f"TIMESTAMP\n{word}\n", encoding="utf-8")
+    with pytest.raises(InvalidTraceError, match="line 2, column TIMESTAMP: not a date"):
+        load_azure_llm_trace(path)
+    with pytest.raises(InvalidTraceError, match="no date"):
+        WorkloadFromTrace(1, pd.DataFrame({"TIMESTAMP": [word]}))
