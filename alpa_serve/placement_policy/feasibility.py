@@ -100,9 +100,9 @@ def why_not_all(
             f"require_all_models: no shape of groups on {cluster_env.num_devices} devices "
             "has a profiled config for every model"
         )
-    # between what the current budget is and what holds everything in one group, to a thousandth of a GiB
+    # between a budget that is too small and one that is enough, to a thousandth of a GiB
     low, high = cluster_env.mem_budget, cluster_env.mem_budget * 2
-    while not any(_packs(model_datas, cluster_env, shape, high) for shape in holding):
+    while high < _UNLIMITED and not any(_packs(model_datas, cluster_env, shape, high) for shape in holding):
         low, high = high, high * 2
     while high - low > GB / 1000:
         middle = (low + high) / 2

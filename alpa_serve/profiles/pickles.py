@@ -10,7 +10,6 @@ import math
 import pickle
 import reprlib
 from collections import OrderedDict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +49,7 @@ class _NumberType:
 
 
 class _NumberArray(list[Any]):
-    """Stands in for a NumPy array: the flat list of its numbers."""
+    """Stands in for a NumPy array: its numbers as nested lists."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _version, shape, number_type, fortran, raw = state
@@ -107,7 +106,8 @@ class _ProfileUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,un
         super().__init__(file)
         self._depths: dict[int, int] = {}
         self._kept: list[object] = []
-        # classes and functions of this load alone: what a crafted file does to them reaches nothing else
+        # classes and functions of this load alone: what a crafted file does to them reaches nothing else (functions,
+        # not functools.partial, whose state a pickle could replace)
         self.result_class: type = type("ProfilingResult", (), {})
         self.data_class: type = type("LatencyMemData", (), {})
         config_class: type = type("ParallelConfig", (tuple,), {"__new__": _new_config})
@@ -128,17 +128,21 @@ class _ProfileUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,un
             ("collections", "OrderedDict"): OrderedDict,
             ("numpy", "dtype"): type("dtype", (_NumberType,), {}),
             ("numpy", "ndarray"): type("ndarray", (_NumberArray,), {}),
-            ("_codecs", "encode"): partial(_encode_latin1),
+            ("_codecs", "encode"): lambda text, encoding: _encode_latin1(text, encoding),
         }
         for module in ("builtins", "__builtin__"):
-            self._admitted |= {(module, "set"): partial(_make_set), (module, "bytes"): partial(_make_bytes)}
-            self._admitted |= {(module, "object"): object_base, (module, "tuple"): tuple_base}
+            self._admitted |= {
+                (module, "set"): lambda members: _make_set(members),
+                (module, "bytes"): lambda *arguments: _make_bytes(*arguments),
+                (module, "object"): object_base,
+                (module, "tuple"): tuple_base,
+            }
         for module in ("copyreg", "copy_reg"):
             self._admitted[module, "_reconstructor"] = reconstruct
         for module in ("numpy.core", "numpy._core"):
-            self._admitted[f"{module}.multiarray", "scalar"] = partial(_make_scalar)
+            self._admitted[f"{module}.multiarray", "scalar"] = lambda *arguments: _make_scalar(*arguments)
             self._admitted[f"{module}.multiarray", "_reconstruct"] = lambda *_: _NumberArray()  # BUILD fills it
-            self._admitted[f"{module}.numeric", "_frombuffer"] = partial(_make_array)
+            self._admitted[f"{module}.numeric", "_frombuffer"] = lambda *arguments: _make_array(*arguments)
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -146,7 +150,7 @@ class _ProfileUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,un
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a profile") from None
 
-    def _load(self, build: Callable[[Any], None]) -> None:
+    def _build_hashable(self, build: Callable[[Any], None]) -> None:
         """Build a hashable container and refuse it if it nests too deeply."""
         build(self)
         made = self.stack[-1]  # type: ignore[attr-defined,unused-ignore]
@@ -160,7 +164,7 @@ class _ProfileUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,un
 
 
 def _watched(build: Callable[[Any], None]) -> Callable[[Any], None]:
-    return lambda unpickler: unpickler._load(build)
+    return lambda unpickler: unpickler._build_hashable(build)
 
 
 for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET):
