@@ -16,6 +16,7 @@ LAYERS = [
     {"profiles"},
     {"profiling"},
     {"placement"},
+    {"scheduling"},
     {"simulator"},
     {"placement_policy"},
     {"trace", "report"},

@@ -17,11 +17,13 @@ from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.evolutionary import evolutionary_search
 from alpa_serve.placement_policy.greedy import replica_placement_fast_greedy, replica_placement_round_robin
 from alpa_serve.placement_policy.training import gen_train_workload
+from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
 
 __all__ = [
@@ -50,9 +52,13 @@ class BasePlacementPolicy(ABC):
     ----------
     verbose : int
         0 is silent; 1 logs the progress of the search.
+    rules : ServingRules
+        How the cluster serves: what the search simulates. Policies that simulate nothing take it all the same, so
+        that policies can be exchanged.
     """
 
-    def __init__(self, verbose: int = 0) -> None:
+    def __init__(self, verbose: int = 0, *, rules: ServingRules = ALPASERVE) -> None:
+        self.rules = rules
         self.verbose = check_int(int(verbose) if isinstance(verbose, bool) else verbose, "verbose", minimum=0)
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError
+from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.simulator.fast import simulate_counts
 from alpa_serve.simulator.problem import ModelTable, ReplicaTable, RequestTable
 from alpa_serve.simulator.stats import goodput_stats, request_rate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
     from alpa_serve.profiling import ParallelConfig
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
     from alpa_serve.simulator.fast import Counts
     from alpa_serve.simulator.stats import StatsResult
@@ -70,7 +72,8 @@ class PlacementEvaluator:
     """Evaluates placements of some models under a workload.
 
     Models and requests are compiled into arrays once, here. An evaluation simulates only those islands (groups linked
-    by the models they share) of a placement that no earlier evaluation has met: islands do not influence each other.
+    by the models they share) of a placement that no earlier evaluation has met: islands do not influence each other, unless
+    the rules give all groups one queue.
 
     Parameters
     ----------
@@ -82,6 +85,8 @@ class PlacementEvaluator:
         "fast_simulator".
     parallel : bool
         Evaluate several placements on as many threads as there are cores.
+    rules : ServingRules
+        How the cluster serves.
 
     Attributes
     ----------
@@ -100,16 +105,21 @@ class PlacementEvaluator:
         workload: Workload,
         method: str = "fast_simulator",
         parallel: bool = False,
+        *,
+        rules: ServingRules = ALPASERVE,
     ) -> None:
         self.model_datas = list(model_datas)
         self.cluster_env = cluster_env
         self.workload = workload
         self.method = check_known(method, METHODS, "evaluation method")
         self.parallel = parallel
+        self.rules = rules
         names = [data.name for data in self.model_datas]
         if len(set(names)) != len(names):
             raise InvalidConfigError(f"model names must differ, got {names}")
-        self._models = ModelTable(names, [data.profiling_result for data in self.model_datas])
+        if rules.service == "tokens":
+            workload.require_tokens()
+        self._models = ModelTable(names, [data.profiling_result for data in self.model_datas], rules=rules)
         self._requests = RequestTable.of_workload(workload, names)
         self._weights: dict[ParallelConfig, NDArray[np.float64]] = {}
         self._memo: dict[Island, tuple[list[int], Counts]] = {}
@@ -134,7 +144,7 @@ class PlacementEvaluator:
         num_good = np.zeros(len(self._models), np.int64)
         latency = np.zeros(len(self._models))
         group_num_requests = np.zeros(len(placement.group_configs), np.int64)
-        for group_ids in linked_groups(placement.group_models):
+        for group_ids in self._islands(placement):
             island = tuple((placement.group_configs[g], tuple(placement.group_models[g])) for g in group_ids)
             members, counts = self._simulate(island)
             num_good[members] = counts.model_num_good
@@ -150,6 +160,11 @@ class PlacementEvaluator:
             group_num_requests=group_num_requests,
         )
 
+    def _islands(self, placement: ModelPlacement) -> list[list[int]]:
+        if self.rules.islands_are_independent:
+            return linked_groups(placement.group_models)
+        return [list(range(len(placement.group_models)))]
+
     def _simulate(self, island: Island) -> tuple[list[int], Counts]:
         """Return the models of an island and what it adds up to, per model in that order and per group."""
         known = self._memo.get(island)
@@ -157,7 +172,7 @@ class PlacementEvaluator:
             replicas = ReplicaTable.of_groups(
                 self._models, [config for config, _ in island], [models for _, models in island]
             )
-            counts = simulate_counts(self._requests, replicas)
+            counts = simulate_counts(self._requests, replicas, self.rules)
             members = sorted({model_id for _, models in island for model_id in models})
             known = (
                 members,

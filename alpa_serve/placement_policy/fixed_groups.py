@@ -12,6 +12,7 @@ from alpa_serve.placement_policy.evolutionary import evolutionary_search
 from alpa_serve.placement_policy.feasibility import check_groups_fit, check_something_fits
 from alpa_serve.placement_policy.greedy import replica_placement_fast_greedy
 from alpa_serve.placement_policy.training import workload_or_training
+from alpa_serve.scheduling import ALPASERVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.progress import ProgressCallback
     from alpa_serve.profiling import ParallelConfig
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
 
 
@@ -32,12 +34,19 @@ class FixedGroupsGreedy(BasePlacementPolicy):
     verbose : int
     callback : callable, optional
         Called with a SearchProgress after every step.
+    rules : ServingRules
+        How the cluster serves, for the simulations of the search.
     """
 
     def __init__(
-        self, use_evo_search: bool = False, verbose: int = 0, *, callback: ProgressCallback | None = None
+        self,
+        use_evo_search: bool = False,
+        verbose: int = 0,
+        *,
+        callback: ProgressCallback | None = None,
+        rules: ServingRules = ALPASERVE,
     ) -> None:
-        super().__init__(verbose)
+        super().__init__(verbose, rules=rules)
         self.use_evo_search = use_evo_search
         self.callback = callback
 
@@ -53,7 +62,7 @@ class FixedGroupsGreedy(BasePlacementPolicy):
         check_groups_fit(cluster_env, configs)
         check_something_fits(model_datas, cluster_env, configs)
         train_workload = workload_or_training(train_workload, model_datas)
-        evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload)
+        evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload, rules=self.rules)
         placement = replica_placement_fast_greedy(
             ModelPlacement.empty_groups(configs),
             model_datas,

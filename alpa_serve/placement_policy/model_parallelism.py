@@ -18,6 +18,7 @@ from alpa_serve.placement_policy.ilp import (
 )
 from alpa_serve.placement_policy.model_parallelism_search import ModelParallelismSearch, check_limits
 from alpa_serve.profiling import ParallelConfig
+from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.progress import ProgressCallback
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
 
 __all__ = [
@@ -47,10 +49,14 @@ class ModelParallelismILP(BasePlacementPolicy):
     verbose : int
     time_limit : float
         Seconds for the solver; the best placement found by then is taken.
+    rules : ServingRules
+        Without effect: nothing is simulated.
     """
 
-    def __init__(self, verbose: int = 0, *, time_limit: float = DEFAULT_TIME_LIMIT_S) -> None:
-        super().__init__(verbose)
+    def __init__(
+        self, verbose: int = 0, *, time_limit: float = DEFAULT_TIME_LIMIT_S, rules: ServingRules = ALPASERVE
+    ) -> None:
+        super().__init__(verbose, rules=rules)
         self.time_limit = check_real(time_limit, "time_limit (s)", minimum=0.0, exclusive=True)
 
     def solve_placement(
@@ -70,10 +76,20 @@ class ModelParallelismRR(BasePlacementPolicy):
     max_bs, max_pp, max_op : int
         Without effect; AlpaServe takes them.
     verbose : int
+    rules : ServingRules
+        Without effect: nothing is simulated.
     """
 
-    def __init__(self, max_bs: int = 1, max_pp: int = 8, max_op: int = 4, verbose: int = 0) -> None:
-        super().__init__(verbose)
+    def __init__(
+        self,
+        max_bs: int = 1,
+        max_pp: int = 8,
+        max_op: int = 4,
+        verbose: int = 0,
+        *,
+        rules: ServingRules = ALPASERVE,
+    ) -> None:
+        super().__init__(verbose, rules=rules)
         self.max_bs, self.max_pp, self.max_op = check_limits(max_bs, max_pp, max_op)
 
     def solve_placement(
@@ -103,6 +119,8 @@ class ModelParallelismGreedy(FixedGroupsGreedy):
     verbose : int
     callback : callable, optional
         Called with a SearchProgress after every step.
+    rules : ServingRules
+        How the cluster serves, for the simulations of the search.
     """
 
     def __init__(
@@ -112,8 +130,9 @@ class ModelParallelismGreedy(FixedGroupsGreedy):
         verbose: int = 0,
         *,
         callback: ProgressCallback | None = None,
+        rules: ServingRules = ALPASERVE,
     ) -> None:
-        super().__init__(use_evo_search, verbose, callback=callback)
+        super().__init__(use_evo_search, verbose, callback=callback, rules=rules)
         self.group_size = check_int(group_size, "group_size", minimum=1)
 
     def group_configs(self, cluster_env: ClusterEnv) -> list[ParallelConfig]:
@@ -131,10 +150,20 @@ class ModelParallelismEqual(FixedGroupsGreedy):
     verbose : int
     callback : callable, optional
         Called with a SearchProgress after every step.
+    rules : ServingRules
+        How the cluster serves, for the simulations of the search.
     """
 
-    def __init__(self, pp: int, op: int, verbose: int = 0, *, callback: ProgressCallback | None = None) -> None:
-        super().__init__(False, verbose, callback=callback)
+    def __init__(
+        self,
+        pp: int,
+        op: int,
+        verbose: int = 0,
+        *,
+        callback: ProgressCallback | None = None,
+        rules: ServingRules = ALPASERVE,
+    ) -> None:
+        super().__init__(False, verbose, callback=callback, rules=rules)
         self.pp = check_int(pp, "pp", minimum=1)
         self.op = check_int(op, "op", minimum=1)
 

@@ -22,6 +22,7 @@ from alpa_serve.placement_policy.progress import SearchProgress, reporter
 from alpa_serve.placement_policy.separation import Separation, separations
 from alpa_serve.placement_policy.training import workload_or_training
 from alpa_serve.profiling import ParallelConfig
+from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.util import get2tok
 from alpa_serve.validation import check_int
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.progress import ProgressCallback
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
 
 
@@ -53,6 +55,8 @@ class ModelParallelismSearch(BasePlacementPolicy):
         Only shapes of exactly this many groups.
     callback : callable, optional
         Called with a SearchProgress after every shape.
+    rules : ServingRules
+        How the cluster serves, for the simulations of the search.
 
     References
     ----------
@@ -72,8 +76,9 @@ class ModelParallelismSearch(BasePlacementPolicy):
         require_all_models: bool = False,
         num_groups: int | None = None,
         callback: ProgressCallback | None = None,
+        rules: ServingRules = ALPASERVE,
     ) -> None:
-        super().__init__(verbose)
+        super().__init__(verbose, rules=rules)
         self.max_bs, self.max_pp, self.max_op = check_limits(max_bs, max_pp, max_op)
         self.use_evo_search = use_evo_search
         self.use_separation = use_separation
@@ -90,7 +95,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
         if not self.use_separation:
             return self.solve_placement_one_eco(model_datas, cluster_env, train_workload)
         train_workload = workload_or_training(train_workload, model_datas)
-        evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload)
+        evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload, rules=self.rules)
         best = None
         try:
             best = self.solve_placement_one_eco(model_datas, cluster_env, train_workload)[0]
@@ -128,7 +133,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
         elif not model_datas:
             raise InvalidConfigError("there is no model to place")
         train_workload = workload_or_training(train_workload, model_datas)
-        evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload)
+        evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload, rules=self.rules)
         report = reporter(self.verbose, self.callback)
         placements: list[ModelPlacement] = []
         best, best_score = None, -np.inf
@@ -254,7 +259,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
         """
         if evaluator is None:
             train_workload = workload_or_training(train_workload, model_datas)
-            evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload)
+            evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload, rules=self.rules)
         placement = ModelPlacement([], [])
         sizes: list[int] = []
         rest = cluster_env.num_devices

@@ -10,13 +10,14 @@ from alpa_serve.errors import InfeasiblePlacementError
 from alpa_serve.placement import ModelPlacement, ModelPlacementWithReplacement
 from alpa_serve.placement_policy.base_policy import BasePlacementPolicy
 from alpa_serve.placement_policy.beam import DEFAULT_BEAM_SIZE, replica_placement_beam_search
-from alpa_serve.placement_policy.evaluator import model_weights
+from alpa_serve.placement_policy.evaluator import PlacementEvaluator, model_weights
 from alpa_serve.placement_policy.feasibility import check_something_fits
 from alpa_serve.placement_policy.fixed_groups import FixedGroupsGreedy
 from alpa_serve.placement_policy.ilp import DEFAULT_TIME_LIMIT_S, solve_replication
 from alpa_serve.placement_policy.progress import SearchProgress, reporter
 from alpa_serve.placement_policy.training import workload_or_training
 from alpa_serve.profiling import ParallelConfig
+from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.util import GB
 from alpa_serve.validation import check_real
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.progress import ProgressCallback
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
 
 SINGLE_DEVICE = ParallelConfig(1, 1, 1)
@@ -38,10 +40,14 @@ class SelectiveReplicationILP(BasePlacementPolicy):
     verbose : int
     time_limit : float
         Seconds for the solver; the best placement found by then is taken.
+    rules : ServingRules
+        Without effect: nothing is simulated.
     """
 
-    def __init__(self, verbose: int = 0, *, time_limit: float = DEFAULT_TIME_LIMIT_S) -> None:
-        super().__init__(verbose)
+    def __init__(
+        self, verbose: int = 0, *, time_limit: float = DEFAULT_TIME_LIMIT_S, rules: ServingRules = ALPASERVE
+    ) -> None:
+        super().__init__(verbose, rules=rules)
         self.time_limit = check_real(time_limit, "time_limit (s)", minimum=0.0, exclusive=True)
 
     def solve_placement(
@@ -62,6 +68,8 @@ class SelectiveReplicationGreedy(FixedGroupsGreedy):
     verbose : int
     callback : callable, optional
         Called with a SearchProgress after every step.
+    rules : ServingRules
+        How the cluster serves, for the simulations of the search.
     """
 
     def group_configs(self, cluster_env: ClusterEnv) -> list[ParallelConfig]:
@@ -109,10 +117,18 @@ class SelectiveReplicationSearch(BasePlacementPolicy):
     verbose : int
     callback : callable, optional
         Called with a SearchProgress after every level.
+    rules : ServingRules
+        How the cluster serves, for the simulations of the search.
     """
 
-    def __init__(self, verbose: int = 0, *, callback: ProgressCallback | None = None) -> None:
-        super().__init__(verbose)
+    def __init__(
+        self,
+        verbose: int = 0,
+        *,
+        callback: ProgressCallback | None = None,
+        rules: ServingRules = ALPASERVE,
+    ) -> None:
+        super().__init__(verbose, rules=rules)
         self.callback = callback
 
     def solve_placement(
@@ -120,12 +136,13 @@ class SelectiveReplicationSearch(BasePlacementPolicy):
     ) -> tuple[ModelPlacement, dict[str, Any]]:
         """Find a placement (see :class:`~.base_policy.BasePlacementPolicy`)."""
         check_something_fits(model_datas, cluster_env, [SINGLE_DEVICE], strictly=True)
+        train_workload = workload_or_training(train_workload, model_datas)
         placement = replica_placement_beam_search(
             ModelPlacement.empty_groups([SINGLE_DEVICE] * cluster_env.num_devices),
             model_datas,
             cluster_env,
             train_workload,
-            None,
+            PlacementEvaluator(model_datas, cluster_env, train_workload, rules=self.rules),
             DEFAULT_BEAM_SIZE,
             self.verbose,
             callback=self.callback,
@@ -147,6 +164,8 @@ class SelectiveReplicationReplacement(BasePlacementPolicy):
     verbose : int
     callback : callable, optional
         Called with a SearchProgress after every interval.
+    rules : ServingRules
+        How the cluster serves, for the simulations of the search.
     """
 
     def __init__(
@@ -156,8 +175,9 @@ class SelectiveReplicationReplacement(BasePlacementPolicy):
         verbose: int = 0,
         *,
         callback: ProgressCallback | None = None,
+        rules: ServingRules = ALPASERVE,
     ) -> None:
-        super().__init__(verbose)
+        super().__init__(verbose, rules=rules)
         self.replacement_interval = check_real(
             replacement_interval, "replacement_interval (s)", minimum=0.0, exclusive=True
         )
@@ -180,7 +200,7 @@ class SelectiveReplicationReplacement(BasePlacementPolicy):
         if not segments:
             raise InfeasiblePlacementError("the workload has no request: there is no interval to place models for")
         report = reporter(self.verbose, self.callback)
-        policy = SelectiveReplicationGreedy(self.use_evo_search)
+        policy = SelectiveReplicationGreedy(self.use_evo_search, rules=self.rules)
         placements = []
         for number, segment in enumerate(segments, start=1):
             placements.append(policy.solve_placement(model_datas, cluster_env, segment)[0])

@@ -9,7 +9,7 @@ import numba
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Kernel = TypeVar("Kernel", bound="Callable[..., None]")
+Kernel = TypeVar("Kernel", bound="Callable[..., Any]")
 
 
 def compiled(kernel: Kernel) -> Kernel:

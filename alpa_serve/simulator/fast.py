@@ -1,7 +1,7 @@
 """The fast simulator: one pass over the requests in the order of their arrivals, compiled.
 
-A request goes to the group, among those that hold its model, whose last stage is free first, and is served there
-unless it would miss its SLO. Nothing is random.
+It runs the functions of :mod:`alpa_serve.scheduling.stage_clocks`, the same as the event-driven simulator's scheduler,
+for whatever :class:`~alpa_serve.scheduling.ServingRules` say.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError
+from alpa_serve.scheduling import ALPASERVE, stage_clocks
+from alpa_serve.scheduling.scheduler import dispatch_draws
 from alpa_serve.simulator.compiled import compiled
 from alpa_serve.simulator.fast_batched import simulate_batched
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.problem import ReplicaTable, RequestTable
 
-FIXED_OVERHEAD_S = 0.011
-"""Seconds that every request spends outside the stages (AlpaServe's measured overhead)."""
+_NO_STALLS = np.empty((0, 2))
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,25 @@ class RequestOutcomes:
 
     Attributes
     ----------
+    start : ndarray of float64
+        Seconds: when its group began with it; the arrival for a request that was not served.
     finish : ndarray of float64
         Seconds; the arrival for a request that was not served.
     good : ndarray of bool
         Whether it met its SLO.
     group : ndarray of int32
         The group it was sent to; -1 if none holds its model.
+    served : ndarray of bool
+    work : ndarray of float64
+        Seconds that it took on all stages together; 0 for a request that was not served.
     """
 
+    start: NDArray[np.float64]
     finish: NDArray[np.float64]
     good: NDArray[np.bool_]
     group: NDArray[np.int32]
+    served: NDArray[np.bool_]
+    work: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Counts:
     model_num_good : ndarray of int64, shape (num_models,)
         Requests that met their SLO.
     model_latency : ndarray of float64, shape (num_models,)
-        Seconds over all served requests; a dropped one adds 0.
+        Seconds over all served requests; one that was not served adds 0.
     group_num_requests : ndarray of int64, shape (num_groups,)
         Requests sent to each group.
     """
@@ -61,13 +74,21 @@ class Counts:
     group_num_requests: NDArray[np.int64]
 
 
-def simulate_counts(requests: RequestTable, replicas: ReplicaTable) -> Counts:
+def simulate_counts(requests: RequestTable, replicas: ReplicaTable, rules: ServingRules = ALPASERVE) -> Counts:
     """Simulate and only count, without figures per request."""
-    return _run(requests, replicas, RequestOutcomes(np.empty(0), np.empty(0, np.bool_), np.empty(0, np.int32)))
+    nothing = np.empty(0)
+    no_flags = np.empty(0, np.bool_)
+    outcomes = RequestOutcomes(nothing, nothing, no_flags, np.empty(0, np.int32), no_flags, nothing)
+    return _run(requests, replicas, rules, outcomes)
 
 
 def simulate_requests(
-    requests: RequestTable, replicas: ReplicaTable, batch_sizes: tuple[int, ...] | None = None
+    requests: RequestTable,
+    replicas: ReplicaTable,
+    batch_sizes: tuple[int, ...] | None = None,
+    rules: ServingRules = ALPASERVE,
+    stalls: NDArray[np.float64] | None = None,
+    draws: NDArray[np.float64] | None = None,
 ) -> tuple[RequestOutcomes, Counts]:
     """Simulate and return how each request fared.
 
@@ -75,14 +96,33 @@ def simulate_requests(
     ----------
     requests : RequestTable
     replicas : ReplicaTable
+        Made with the same rules.
     batch_sizes : tuple of int, optional
         Ascending from 1, those of ``replicas.latency``; simulate batching with them. One request at a time if left
         out.
+    rules : ServingRules
+    stalls : ndarray of float64, shape (num_stalls, 2), optional
+        Start and end in seconds of periods, ascending and apart, during which nothing begins.
+    draws : ndarray of float64, shape (n,), optional
+        By which requests choose their replica at random; those of the rules' seed if left out.
+
+    Raises
+    ------
+    InvalidConfigError
+        If batching is asked for under rules that it does not know.
     """
     n = len(requests)
-    outcomes = RequestOutcomes(requests.arrivals.copy(), np.zeros(n, np.bool_), np.full(n, -1, np.int32))
+    outcomes = RequestOutcomes(
+        requests.arrivals.copy(),
+        requests.arrivals.copy(),
+        np.zeros(n, np.bool_),
+        np.full(n, -1, np.int32),
+        np.zeros(n, np.bool_),
+        np.zeros(n),
+    )
     if batch_sizes is None:
-        return outcomes, _run(requests, replicas, outcomes)
+        return outcomes, _run(requests, replicas, rules, outcomes, stalls, draws)
+    check_batching(rules)
     simulate_batched(
         requests.arrivals,
         requests.model_ids,
@@ -93,7 +133,7 @@ def simulate_requests(
         replicas.latency,
         replicas.num_groups,
         np.array(batch_sizes, dtype=np.int64),
-        FIXED_OVERHEAD_S,
+        rules.fixed_overhead_s,
         outcomes.finish,
         outcomes.good,
         outcomes.group,
@@ -109,81 +149,169 @@ def simulate_requests(
     )
 
 
-def _run(requests: RequestTable, replicas: ReplicaTable, outcomes: RequestOutcomes) -> Counts:
+def check_batching(rules: ServingRules) -> None:
+    """Check that requests can be batched under `rules`.
+
+    Raises
+    ------
+    InvalidConfigError
+        Naming the rule that batching does not know.
+    """
+    for name in ("execution", "queueing", "dispatch", "admission", "service", *_NO_BATCHING_WITH):
+        value, known = getattr(rules, name), getattr(ALPASERVE, name)
+        if value != known:
+            raise InvalidConfigError(f"batching is simulated with {name}={known!r} only, got {value!r}")
+
+
+_NO_BATCHING_WITH = ("dispatch_interval_s", "request_overhead_s", "idle_penalty_s")
+
+
+def _run(
+    requests: RequestTable,
+    replicas: ReplicaTable,
+    rules: ServingRules,
+    outcomes: RequestOutcomes,
+    stalls: NDArray[np.float64] | None = None,
+    draws: NDArray[np.float64] | None = None,
+) -> Counts:
     num_models = len(requests.model_num_requests)
     counts = Counts(np.zeros(num_models, np.int64), np.zeros(num_models), np.zeros(replicas.num_groups, np.int64))
+    if rules.service == "tokens" and not len(requests.input_tokens) == len(requests.output_tokens) == len(requests):
+        raise InvalidWorkloadError(
+            "service='tokens' needs the token counts of every request; give input_tokens and output_tokens"
+        )
+    if rules.dispatch == "least_loaded":
+        draws = np.empty(0)
+    elif draws is None:
+        draws = dispatch_draws(rules, len(requests))
     _simulate(
         requests.arrivals,
         requests.model_ids,
         requests.slos,
+        requests.input_tokens,
+        requests.output_tokens,
         replicas.model_start,
         replicas.group,
         replicas.num_stages,
         replicas.latency,
-        FIXED_OVERHEAD_S,
+        replicas.token_rates,
+        draws,
+        rules.execution == "exclusive",
+        rules.queueing == "global_fifo",
+        rules.admission == "all",
+        rules.service == "tokens",
+        rules.fixed_overhead_s,
+        rules.dispatch_interval_s,
+        rules.idle_after_s,
+        rules.idle_penalty_s,
+        _NO_STALLS if stalls is None else stalls,
         counts.model_num_good,
         counts.model_latency,
         counts.group_num_requests,
+        outcomes.start,
         outcomes.finish,
         outcomes.good,
         outcomes.group,
+        outcomes.served,
+        outcomes.work,
     )
     return counts
 
 
-@compiled
-def _simulate(
-    arrivals: NDArray[np.float64],
-    model_ids: NDArray[np.int32],
-    slos: NDArray[np.float64],
-    model_start: NDArray[np.int64],
-    replica_group: NDArray[np.int64],
-    replica_stages: NDArray[np.int64],
-    replica_latency: NDArray[np.float64],
-    overhead: float,
-    model_num_good: NDArray[np.int64],
-    model_latency: NDArray[np.float64],
-    group_num_requests: NDArray[np.int64],
-    finish: NDArray[np.float64],
-    good: NDArray[np.bool_],
-    group: NDArray[np.int32],
-) -> None:
-    """Serve the requests one after the other, adding to the counts; figures per request if `finish` is not empty."""
-    record = len(finish) > 0
-    max_stages = replica_latency.shape[2]
-    clocks = np.zeros((len(group_num_requests), max_stages))
-    last_clock = np.zeros(len(group_num_requests))
-    ends = np.empty(max_stages)
-    for i in range(len(arrivals)):
-        model = model_ids[i]
-        if model < 0:
-            continue
-        first, past = model_start[model], model_start[model + 1]
-        if first == past:
-            continue
-        replica = first
-        earliest = last_clock[replica_group[first]]
-        for other in range(first + 1, past):
-            clock = last_clock[replica_group[other]]
-            if clock < earliest:
-                replica, earliest = other, clock
-        chosen = replica_group[replica]
-        num_stages = replica_stages[replica]
-        arrival = arrivals[i]
-        t = arrival
-        for k in range(num_stages):
-            t = max(t, clocks[chosen, k]) + replica_latency[replica, 0, k]
-            ends[k] = t
-        latency = t + overhead - arrival
-        group_num_requests[chosen] += 1
-        met = latency <= slos[i]
-        if met:
-            clocks[chosen, :num_stages] = ends[:num_stages]
-            last_clock[chosen] = t
-            model_num_good[model] += 1
-            model_latency[model] += latency
-        if record:
-            group[i] = chosen
-            good[i] = met
+_choose_replica = compiled(stage_clocks.choose_replica)
+_earliest_begin = compiled(stage_clocks.earliest_begin)
+_run_stages = compiled(stage_clocks.run_stages)
+_commit = compiled(stage_clocks.commit)
+
+
+def _make_kernel(source_digest: int) -> Callable[..., None]:
+    """Return the kernel; its machine code is kept on disk under what it closes over, hence `source_digest`."""
+
+    def simulate(
+        arrivals: NDArray[np.float64],
+        model_ids: NDArray[np.int32],
+        slos: NDArray[np.float64],
+        input_tokens: NDArray[np.int64],
+        output_tokens: NDArray[np.int64],
+        model_start: NDArray[np.int64],
+        replica_group: NDArray[np.int64],
+        replica_stages: NDArray[np.int64],
+        replica_latency: NDArray[np.float64],
+        token_rates: NDArray[np.float64],
+        draws: NDArray[np.float64],
+        exclusive: bool,
+        one_queue: bool,
+        admits_all: bool,
+        by_tokens: bool,
+        overhead: float,
+        dispatch_interval: float,
+        idle_after: float,
+        idle_penalty: float,
+        stalls: NDArray[np.float64],
+        model_num_good: NDArray[np.int64],
+        model_latency: NDArray[np.float64],
+        group_num_requests: NDArray[np.int64],
+        start: NDArray[np.float64],
+        finish: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        group: NDArray[np.int32],
+        served: NDArray[np.bool_],
+        work: NDArray[np.float64],
+    ) -> None:
+        """Serve the requests one after the other, adding to the counts; figures per request if `finish` is not empty."""
+        _ = source_digest
+        record = len(finish) > 0
+        at_random = len(draws) > 0
+        num_groups = len(group_num_requests)
+        max_stages = replica_latency.shape[2]
+        clocks = np.zeros((num_groups, max_stages))
+        busy_until = np.zeros(num_groups)
+        last_begin = np.zeros(num_groups)
+        ends = np.empty(max_stages)
+        stall_starts = stalls[:, 0]
+        stall_ends = stalls[:, 1]
+        for i in range(len(arrivals)):
+            model = model_ids[i]
+            if model < 0:
+                continue
+            first, past = model_start[model], model_start[model + 1]
+            if first == past:
+                continue
+            replica = _choose_replica(busy_until, replica_group, first, past, draws[i] if at_random else -1.0)
+            chosen = replica_group[replica]
+            num_stages = replica_stages[replica]
+            arrival = arrivals[i]
+            queue = 0 if one_queue else chosen
+            free_at = busy_until[chosen] if exclusive else clocks[chosen, 0]
+            begin = _earliest_begin(arrival, free_at, last_begin[queue], dispatch_interval, stall_starts, stall_ends)
+            extra = 0.0
+            if by_tokens:
+                further = max(output_tokens[i] - 1, 0)
+                extra = token_rates[replica, 0] * input_tokens[i] + token_rates[replica, 1] * further
+            if begin - busy_until[chosen] > idle_after:
+                extra += idle_penalty
+            end = _run_stages(begin, clocks[chosen], replica_latency[replica, 0], num_stages, extra, ends)
+            latency = end + overhead - arrival
+            group_num_requests[chosen] += 1
+            met = latency <= slos[i]
             if met:
-                finish[i] = t + overhead
+                model_num_good[model] += 1
+            if met or admits_all:
+                _commit(clocks[chosen], ends, num_stages, exclusive)
+                busy_until[chosen] = end
+                last_begin[queue] = begin
+                model_latency[model] += latency
+            if record:
+                group[i] = chosen
+                good[i] = met
+                if met or admits_all:
+                    start[i] = begin
+                    finish[i] = end + overhead
+                    served[i] = True
+                    for k in range(num_stages):
+                        work[i] += replica_latency[replica, 0, k] + extra
+
+    return compiled(simulate)
+
+
+_simulate = _make_kernel(stage_clocks.source_digest())

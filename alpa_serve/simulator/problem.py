@@ -10,6 +10,7 @@ import numpy as np
 
 from alpa_serve.errors import InvalidPlacementError, InvalidProfileError, InvalidWorkloadError
 from alpa_serve.profiling import ParallelConfig, ProfilingResult
+from alpa_serve.scheduling import ALPASERVE, replica_timing
 from alpa_serve.simulator.columns import check_columns, column
 
 if TYPE_CHECKING:
@@ -18,13 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from alpa_serve.placement import ModelPlacement
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
 
 logger = logging.getLogger(__name__)
-
-STAGE_PENALTY = 0.009
-"""A stage takes 1 + this * pp times its profiled latency (AlpaServe's measured pipeline overhead)."""
-
 
 class ModelTable:
     """The profiles of some models as arrays.
@@ -35,6 +33,7 @@ class ModelTable:
     profiles : sequence of ProfilingResult
     batch_sizes : sequence of int
         The batch sizes that will be simulated.
+    rules : ServingRules
 
     Attributes
     ----------
@@ -42,7 +41,9 @@ class ModelTable:
         Every config that some profile has.
     num_stages : ndarray of int64, shape (num_configs,)
     stage_latency : ndarray of float64, shape (num_models, num_configs, num_batch_sizes, max_stages)
-        Seconds, pipeline penalty included; NaN where not profiled.
+        Seconds, by the rules; NaN where not profiled.
+    token_rates : ndarray of float64, shape (num_models, num_configs, 2)
+        Seconds per stage for each input token and for each output token after the first; 0 unless service is by tokens.
 
     Raises
     ------
@@ -51,7 +52,11 @@ class ModelTable:
     """
 
     def __init__(
-        self, names: Sequence[str], profiles: Sequence[ProfilingResult], batch_sizes: Sequence[int] = (1,)
+        self,
+        names: Sequence[str],
+        profiles: Sequence[ProfilingResult],
+        batch_sizes: Sequence[int] = (1,),
+        rules: ServingRules = ALPASERVE,
     ) -> None:
         if len(names) != len(profiles):
             raise InvalidProfileError(f"{len(names)} model names but {len(profiles)} profiles")
@@ -61,6 +66,7 @@ class ModelTable:
         self.names = tuple(names)
         self.profiles = tuple(profiles)
         self.batch_sizes = tuple(batch_sizes)
+        self.rules = rules
         configs = sorted({ParallelConfig(*config) for profile in profiles for config in profile.para_dict})
         self.config_ids = {config: config_id for config_id, config in enumerate(configs)}
         self.num_stages = np.array([config.pp for config in configs], dtype=np.int64)
@@ -68,16 +74,18 @@ class ModelTable:
         self.stage_latency: NDArray[np.float64] = np.full(
             (len(profiles), len(configs), len(self.batch_sizes), max_stages), np.nan
         )
+        self.token_rates: NDArray[np.float64] = np.zeros((len(profiles), len(configs), 2))
         for model_id, profile in enumerate(profiles):
             for key, data in profile.para_dict.items():
                 config = ParallelConfig(*key)
+                known = data.latency if rules.service == "profile" else data.prefill_decode
                 for batch_id, batch_size in enumerate(self.batch_sizes):
                     # a batch size that is missing is reported when the config is used
-                    if batch_size in data.latency:
-                        latency = np.array(profile.stage_latency(config, batch_size))
-                        self.stage_latency[model_id, self.config_ids[config], batch_id, : config.pp] = latency * (
-                            1 + STAGE_PENALTY * config.pp
-                        )
+                    if batch_size in known:
+                        timing = replica_timing(profile, config, rules, batch_size)
+                        config_id = self.config_ids[config]
+                        self.stage_latency[model_id, config_id, batch_id, : config.pp] = timing.latency
+                        self.token_rates[model_id, config_id] = timing.input_rate, timing.further_rate
 
     def __len__(self) -> int:
         return len(self.names)
@@ -179,6 +187,8 @@ class ReplicaTable:
     num_stages : ndarray of int64, shape (num_replicas,)
     latency : ndarray of float64, shape (num_replicas, num_batch_sizes, max_stages)
         Seconds per stage.
+    token_rates : ndarray of float64, shape (num_replicas, 2)
+        Seconds per stage for each input token and for each output token after the first.
     """
 
     num_groups: int
@@ -186,6 +196,7 @@ class ReplicaTable:
     group: NDArray[np.int64]
     num_stages: NDArray[np.int64]
     latency: NDArray[np.float64]
+    token_rates: NDArray[np.float64]
 
     @classmethod
     def of_groups(
@@ -200,7 +211,7 @@ class ReplicaTable:
         InvalidPlacementError
             If a model id is out of range.
         InvalidProfileError
-            If a profile lacks one of the batch sizes on a config that it has.
+            If a profile lacks one of the batch sizes on a config that it has, or figures for the rules' service.
         """
         pairs = sorted(
             (model_id, group_id)
@@ -218,9 +229,16 @@ class ReplicaTable:
         if len(missing):
             model_id, group_id = pairs[missing[0]]
             for batch_size in models.batch_sizes:
-                models.profiles[model_id].stage_latency(group_configs[group_id], batch_size)
+                replica_timing(models.profiles[model_id], group_configs[group_id], models.rules, batch_size)
         starts = np.searchsorted(model_ids, np.arange(len(models) + 1))
-        return cls(len(group_configs), starts.astype(np.int64), groups, num_stages, np.ascontiguousarray(latency))
+        return cls(
+            len(group_configs),
+            starts.astype(np.int64),
+            groups,
+            num_stages,
+            np.ascontiguousarray(latency),
+            models.token_rates[model_ids, config_ids],
+        )
 
     @classmethod
     def of_placement(cls, models: ModelTable, placement: ModelPlacement) -> ReplicaTable:

@@ -1,0 +1,174 @@
+"""Dispatch and admission for a set of groups, one request at a time, on a clock that is passed in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from alpa_serve.errors import InvalidPlacementError
+from alpa_serve.scheduling.stage_clocks import choose_replica, commit, earliest_begin, run_stages
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from alpa_serve.scheduling.rules import ServingRules
+    from alpa_serve.scheduling.timing import ReplicaTiming
+
+_DRAWS_AT_ONCE = 1024
+
+
+class Assignment(NamedTuple):
+    """What the scheduler decided for a request that it admitted.
+
+    Attributes
+    ----------
+    group_id : int
+    begin, end : float
+        Seconds: when its group is to begin and to be done with it.
+    stage_latency : list of float
+        Seconds that it takes on each stage.
+    """
+
+    group_id: int
+    begin: float
+    end: float
+    stage_latency: list[float]
+
+
+def dispatch_draws(rules: ServingRules, count: int) -> NDArray[np.float64]:
+    """Return the draws by which requests 0 to `count` - 1 choose their replica at random, shape (count,)."""
+    return np.random.default_rng(rules.seed).random(count)
+
+
+def _endless_draws(rules: ServingRules) -> Iterator[float]:
+    """Yield the numbers of :func:`dispatch_draws` one by one, without end."""
+    generator = np.random.default_rng(rules.seed)
+    while True:
+        yield from generator.random(_DRAWS_AT_ONCE).tolist()
+
+
+class _Replica(NamedTuple):
+    group_id: int
+    timing: ReplicaTiming
+
+
+class Scheduler:
+    """Decides, request by request, which group serves it, when, and whether it is served at all.
+
+    It keeps the clocks of all groups by what it decided, so it must see the requests in the order in which they are
+    to be served.
+
+    Parameters
+    ----------
+    rules : ServingRules
+    """
+
+    def __init__(self, rules: ServingRules) -> None:
+        self.rules = rules
+        self._exclusive = rules.execution == "exclusive"
+        self._one_queue = rules.queueing == "global_fifo"
+        self._draws = _endless_draws(rules) if rules.dispatch == "random" else None
+        self._admits_all = rules.admission == "all"
+        self._clocks: dict[int, list[float]] = {}
+        self._busy_until: dict[int, float] = {}
+        self._last_begin: dict[int, float] = {}
+        self._replicas: dict[Hashable, list[_Replica]] = {}
+        self._groups_of: dict[Hashable, list[int]] = {}
+
+    def add_group(self, group_id: int) -> None:
+        """Add a group without replicas, idle from time 0."""
+        if group_id in self._clocks:
+            raise InvalidPlacementError(f"group {group_id} exists already")
+        self._clocks[group_id] = []
+        self._busy_until[group_id] = 0.0
+        self._last_begin[group_id] = 0.0
+
+    def add_replica(self, model: Hashable, group_id: int, timing: ReplicaTiming) -> None:
+        """Add a replica of `model` to a group; its stages are those of `timing`.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If there is no such group, it has the model already, or its replicas have another number of stages.
+        """
+        if group_id not in self._clocks:
+            raise InvalidPlacementError(f"replica of {model!r}: no group {group_id}; groups: {sorted(self._clocks)}")
+        if group_id in self._groups_of.get(model, ()):
+            raise InvalidPlacementError(f"group {group_id} has a replica of {model!r} already")
+        clocks = self._clocks[group_id]
+        if clocks and len(clocks) != len(timing.latency):
+            raise InvalidPlacementError(
+                f"group {group_id} has {len(clocks)} stages, but the replica of {model!r} has {len(timing.latency)}"
+            )
+        clocks.extend([0.0] * (len(timing.latency) - len(clocks)))
+        replicas = self._replicas.setdefault(model, [])
+        replicas.append(_Replica(group_id, timing))
+        # dispatch prefers the lowest group on a tie, whatever the order of registration
+        replicas.sort(key=lambda replica: replica.group_id)
+        self._groups_of[model] = [replica.group_id for replica in replicas]
+
+    def groups_of(self, model: Hashable) -> Sequence[int]:
+        """Return the groups that have a replica of `model`, ascending."""
+        return self._groups_of.get(model, ())
+
+    def place(
+        self,
+        model: Hashable,
+        arrival: float,
+        slo: float,
+        input_tokens: int = 0,
+        output_tokens: int = 1,
+    ) -> Assignment | None:
+        """Decide about one request.
+
+        Parameters
+        ----------
+        model : hashable
+        arrival : float
+            Seconds on the caller's clock.
+        slo : float
+            Seconds from arrival to the end, `fixed_overhead_s` included; infinity for none.
+        input_tokens, output_tokens : int
+            Of use under token service only.
+
+        Returns
+        -------
+        Assignment or None
+            None if no group has the model, or the request was dropped for its SLO.
+        """
+        rules = self.rules
+        # drawn for every request, so that a draw belongs to a position in the order of requests
+        draw = next(self._draws) if self._draws is not None else -1.0
+        groups = self._groups_of.get(model)
+        if groups is None:
+            return None
+        position = 0
+        if len(groups) > 1:
+            position = choose_replica(self._busy_until, groups, 0, len(groups), draw)
+        group_id, timing = self._replicas[model][position]
+        clocks = self._clocks[group_id]
+        num_stages = len(clocks)
+        busy_until = self._busy_until[group_id]
+        queue = 0 if self._one_queue else group_id
+        begin = earliest_begin(
+            arrival,
+            busy_until if self._exclusive else clocks[0],
+            self._last_begin.get(queue, 0.0),
+            rules.dispatch_interval_s,
+            (),
+            (),
+        )
+        extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)
+        if begin - busy_until > rules.idle_after_s:
+            extra += rules.idle_penalty_s
+        ends = [0.0] * num_stages
+        end = run_stages(begin, clocks, timing.latency, num_stages, extra, ends)
+        if not (self._admits_all or end + rules.fixed_overhead_s - arrival <= slo):
+            return None
+        commit(clocks, ends, num_stages, self._exclusive)
+        self._busy_until[group_id] = end
+        self._last_begin[queue] = begin
+        return Assignment(group_id, begin, end, [latency + extra for latency in timing.latency])
