@@ -158,8 +158,6 @@ class Scheduler:
             busy_until if self._exclusive else clocks[0],
             self._last_begin.get(queue, 0.0),
             rules.dispatch_interval_s,
-            (),
-            (),
         )
         extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)
         if begin - busy_until > rules.idle_after_s:

@@ -41,14 +41,7 @@ def choose_replica(busy_until: Sequence, replica_group: Sequence, first: int, pa
     return chosen
 
 
-def earliest_begin(
-    arrival: float,
-    free_at: float,
-    last_begin: float,
-    dispatch_interval: float,
-    stall_starts: Sequence,
-    stall_ends: Sequence,
-) -> float:
+def earliest_begin(arrival: float, free_at: float, last_begin: float, dispatch_interval: float) -> float:
     """Return when a request begins on its group.
 
     Parameters
@@ -59,10 +52,12 @@ def earliest_begin(
     last_begin : float
         When the request before it in its queue begins; 0 if none does.
     dispatch_interval : float
-    stall_starts, stall_ends : sequence of float
-        Periods, ascending, during which nothing begins.
     """
-    begin = max(max(arrival, free_at), last_begin) + dispatch_interval
+    return max(max(arrival, free_at), last_begin) + dispatch_interval
+
+
+def after_stalls(begin: float, stall_starts: Sequence, stall_ends: Sequence) -> float:
+    """Return `begin`, or the end of the period during which nothing begins that it lies in; periods ascend."""
     for k in range(len(stall_starts)):
         if stall_starts[k] <= begin < stall_ends[k]:
             begin = stall_ends[k]

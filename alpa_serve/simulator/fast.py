@@ -7,6 +7,7 @@ for whatever :class:`~alpa_serve.scheduling.ServingRules` say.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -184,7 +185,18 @@ def _run(
         draws = np.empty(0)
     elif draws is None:
         draws = dispatch_draws(rules, len(requests))
-    _simulate(
+    by_tokens = rules.service == "tokens"
+    has_delays = rules.dispatch_interval_s > 0 or rules.idle_penalty_s > 0 or (stalls is not None and len(stalls) > 0)
+    simulate = _kernel(
+        stage_clocks.source_digest(),
+        rules.execution == "exclusive",
+        rules.queueing == "global_fifo",
+        rules.dispatch == "random",
+        rules.admission == "all",
+        by_tokens,
+        has_delays,
+    )
+    simulate(
         requests.arrivals,
         requests.model_ids,
         requests.slos,
@@ -196,10 +208,6 @@ def _run(
         replicas.latency,
         replicas.token_rates,
         draws,
-        rules.execution == "exclusive",
-        rules.queueing == "global_fifo",
-        rules.admission == "all",
-        rules.service == "tokens",
         rules.fixed_overhead_s,
         rules.dispatch_interval_s,
         rules.idle_after_s,
@@ -208,10 +216,10 @@ def _run(
         counts.model_num_good,
         counts.model_latency,
         counts.group_num_requests,
-        outcomes.start,
         outcomes.finish,
         outcomes.good,
         outcomes.group,
+        outcomes.start,
         outcomes.served,
         outcomes.work,
     )
@@ -220,12 +228,26 @@ def _run(
 
 _choose_replica = compiled(stage_clocks.choose_replica)
 _earliest_begin = compiled(stage_clocks.earliest_begin)
+_after_stalls = compiled(stage_clocks.after_stalls)
 _run_stages = compiled(stage_clocks.run_stages)
 _commit = compiled(stage_clocks.commit)
 
 
-def _make_kernel(source_digest: int) -> Callable[..., None]:
-    """Return the kernel; its machine code is kept on disk under what it closes over, hence `source_digest`."""
+@cache
+def _kernel(
+    source_digest: int,
+    exclusive: bool,
+    one_queue: bool,
+    at_random: bool,
+    admits_all: bool,
+    by_tokens: bool,
+    has_delays: bool,
+) -> Callable[..., None]:
+    """Return the kernel for a kind of rules.
+
+    What it closes over is constant in the machine code, so that rules cost nothing where they do not apply; the code
+    is kept on disk under the same values, among them `source_digest`.
+    """
 
     def simulate(
         arrivals: NDArray[np.float64],
@@ -239,10 +261,6 @@ def _make_kernel(source_digest: int) -> Callable[..., None]:
         replica_latency: NDArray[np.float64],
         token_rates: NDArray[np.float64],
         draws: NDArray[np.float64],
-        exclusive: bool,
-        one_queue: bool,
-        admits_all: bool,
-        by_tokens: bool,
         overhead: float,
         dispatch_interval: float,
         idle_after: float,
@@ -251,17 +269,17 @@ def _make_kernel(source_digest: int) -> Callable[..., None]:
         model_num_good: NDArray[np.int64],
         model_latency: NDArray[np.float64],
         group_num_requests: NDArray[np.int64],
-        start: NDArray[np.float64],
         finish: NDArray[np.float64],
         good: NDArray[np.bool_],
         group: NDArray[np.int32],
+        start: NDArray[np.float64],
         served: NDArray[np.bool_],
         work: NDArray[np.float64],
     ) -> None:
-        """Serve the requests one after the other, adding to the counts; figures per request if `finish` is not empty."""
+        """Serve the requests one after the other, adding to the counts and to the figures that are not empty."""
         _ = source_digest
         record = len(finish) > 0
-        at_random = len(draws) > 0
+        record_all = len(start) > 0
         num_groups = len(group_num_requests)
         max_stages = replica_latency.shape[2]
         clocks = np.zeros((num_groups, max_stages))
@@ -277,19 +295,24 @@ def _make_kernel(source_digest: int) -> Callable[..., None]:
             first, past = model_start[model], model_start[model + 1]
             if first == past:
                 continue
-            replica = _choose_replica(busy_until, replica_group, first, past, draws[i] if at_random else -1.0)
+            draw = draws[i] if at_random else -1.0
+            replica = _choose_replica(busy_until, replica_group, first, past, draw)
             chosen = replica_group[replica]
             num_stages = replica_stages[replica]
             arrival = arrivals[i]
             queue = 0 if one_queue else chosen
             free_at = busy_until[chosen] if exclusive else clocks[chosen, 0]
-            begin = _earliest_begin(arrival, free_at, last_begin[queue], dispatch_interval, stall_starts, stall_ends)
             extra = 0.0
             if by_tokens:
                 further = max(output_tokens[i] - 1, 0)
                 extra = token_rates[replica, 0] * input_tokens[i] + token_rates[replica, 1] * further
-            if begin - busy_until[chosen] > idle_after:
-                extra += idle_penalty
+            if has_delays:
+                begin = _earliest_begin(arrival, free_at, last_begin[queue], dispatch_interval)
+                begin = _after_stalls(begin, stall_starts, stall_ends)
+                if begin - busy_until[chosen] > idle_after:
+                    extra += idle_penalty
+            else:
+                begin = _earliest_begin(arrival, free_at, last_begin[0] if one_queue else 0.0, 0.0)
             end = _run_stages(begin, clocks[chosen], replica_latency[replica, 0], num_stages, extra, ends)
             latency = end + overhead - arrival
             group_num_requests[chosen] += 1
@@ -299,19 +322,18 @@ def _make_kernel(source_digest: int) -> Callable[..., None]:
             if met or admits_all:
                 _commit(clocks[chosen], ends, num_stages, exclusive)
                 busy_until[chosen] = end
-                last_begin[queue] = begin
+                if one_queue or has_delays:
+                    last_begin[queue] = begin
                 model_latency[model] += latency
             if record:
                 group[i] = chosen
                 good[i] = met
                 if met or admits_all:
-                    start[i] = begin
                     finish[i] = end + overhead
-                    served[i] = True
-                    for k in range(num_stages):
-                        work[i] += replica_latency[replica, 0, k] + extra
+                    if record_all:
+                        start[i] = begin
+                        served[i] = True
+                        for k in range(num_stages):
+                            work[i] += replica_latency[replica, 0, k] + extra
 
     return compiled(simulate)
-
-
-_simulate = _make_kernel(stage_clocks.source_digest())
