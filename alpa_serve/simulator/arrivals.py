@@ -68,7 +68,15 @@ class ArrivalProcess(ABC):
         """Return what the process was made with."""
 
     def generate_workload(
-        self, model_name: str, start: float, duration: float, slo: float | None = None, seed: int = 0
+        self,
+        model_name: str,
+        start: float,
+        duration: float,
+        slo: float | None = None,
+        seed: int = 0,
+        *,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
     ) -> Workload:
         """Draw a workload of requests for one model.
 
@@ -81,9 +89,18 @@ class ArrivalProcess(ABC):
             Seconds from arrival.
         seed : int
             Equal seeds give equal workloads.
+        input_tokens, output_tokens : int, optional
+            Length of the prompt and of the answer, >= 0, of every request.
         """
         arrivals = self.generate_arrivals(start, duration, seed)
-        return Workload.from_columns(arrivals, np.zeros(len(arrivals), dtype=np.int32), [model_name], slo)
+        return Workload.from_columns(
+            arrivals,
+            np.zeros(len(arrivals), dtype=np.int32),
+            [model_name],
+            slo,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        )
 
     def __str__(self) -> str:
         return f"{type(self).__name__}{self.params()}"

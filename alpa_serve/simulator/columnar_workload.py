@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpa_serve.errors import InvalidWorkloadError
-from alpa_serve.simulator.columns import check_columns, column
+from alpa_serve.simulator.columns import (
+    TOKEN_COLUMNS,
+    UNKNOWN_TOKENS,
+    check_columns,
+    check_tokens,
+    column,
+    known_or_none,
+    merged_tokens,
+    token_column,
+)
 from alpa_serve.simulator.request import Request, RequestView
 from alpa_serve.simulator.stats import compute_stats, format_stats
 from alpa_serve.util import eps
@@ -42,6 +51,8 @@ class Workload:
     slos : ndarray of float64, shape (n,)
         Seconds; infinity for none.
     data : ndarray of object, shape (n,), or None
+    input_tokens, output_tokens : ndarray of int64, shape (n,), or None
+        Length of each prompt and answer; -1 where it is not known. None if no request has any.
     requests : sequence of Request
         A view: the objects are made when looked at, and what is set on them is set here.
     enable_simulator_cache : bool
@@ -66,6 +77,8 @@ class Workload:
             tuple(names),
             [np.inf if request.slo is None else request.slo for request in requests],
             data if any(item is not None for item in data) else None,
+            _given_tokens([request.input_tokens for request in requests]),
+            _given_tokens([request.output_tokens for request in requests]),
         )
         if any(time is not None for time in submitted):
             self.submit_times = np.array([np.nan if time is None else time for time in submitted], dtype=np.float64)
@@ -78,6 +91,9 @@ class Workload:
         model_names: Sequence[str],
         slos: ArrayLike | None = None,
         data: Sequence[Any] | None = None,
+        *,
+        input_tokens: ArrayLike | None = None,
+        output_tokens: ArrayLike | None = None,
     ) -> Workload:
         """Make a workload from its columns, all of length n.
 
@@ -92,6 +108,8 @@ class Workload:
             Seconds, one per request or one for all; none if left out.
         data : sequence, optional
             What each request asks.
+        input_tokens, output_tokens : array_like of int, optional
+            Length of the prompt and of the answer, >= 0, one per request or one for all; -1 where it is not known.
 
         Raises
         ------
@@ -99,7 +117,8 @@ class Workload:
             If lengths differ or a value is out of range.
         """
         workload = cls.__new__(cls)
-        workload._set_columns(arrivals, model_ids, tuple(model_names), np.inf if slos is None else slos, data)
+        slos = np.inf if slos is None else slos
+        workload._set_columns(arrivals, model_ids, tuple(model_names), slos, data, input_tokens, output_tokens)
         return workload
 
     def _set_columns(
@@ -109,6 +128,8 @@ class Workload:
         model_names: tuple[str, ...],
         slos: ArrayLike,
         data: Sequence[Any] | None,
+        input_tokens: ArrayLike | None,
+        output_tokens: ArrayLike | None,
     ) -> None:
         self.arrivals: NDArray[np.float64] = column(arrivals, np.float64, "arrivals")
         length = len(self.arrivals)
@@ -120,6 +141,8 @@ class Workload:
         if data is not None:
             self.data = np.empty(len(data), dtype=object)
             self.data[:] = data
+        self.input_tokens = token_column(input_tokens, length, "input_tokens")
+        self.output_tokens = token_column(output_tokens, length, "output_tokens")
         self.enable_simulator_cache = False
         self.cached_data: Any = None
         self.reported_unregistered: set[tuple[str, ...]] = set()
@@ -142,8 +165,37 @@ class Workload:
         """The requests as objects."""
         return RequestView(self)
 
+    def require_tokens(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (input tokens, output tokens), of which every request must have both.
+
+        Returns
+        -------
+        input_tokens, output_tokens : ndarray of int64, shape (n,)
+            The columns themselves, not copies.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If some are not known, naming the first such request, its model and the ways to give them.
+        """
+        columns = [
+            np.full(len(self), UNKNOWN_TOKENS, dtype=np.int64) if tokens is None else tokens
+            for tokens in (self.input_tokens, self.output_tokens)
+        ]
+        unknown = [np.flatnonzero(tokens == UNKNOWN_TOKENS) for tokens in columns]
+        absent = [(int(at[0]), len(at), name) for name, at in zip(TOKEN_COLUMNS, unknown, strict=True) if len(at)]
+        if absent:
+            counts = " and ".join(f"{number} of {len(self)} requests have no {name}" for _, number, name in absent)
+            first = min(absent)[0]
+            raise InvalidWorkloadError(
+                f"{counts}; the first is request {first} for model {self.model_names[self.model_ids[first]]!r}. Give "
+                "them with Workload.from_columns(..., input_tokens=..., output_tokens=...) or to each Request, "
+                "or make the workload with WorkloadFromTrace"
+            )
+        return columns[0], columns[1]
+
     def set_request_field(self, idx: int, name: str, value: Any) -> None:
-        """Set `slo`, `data` or `submit_time` of request `idx`.
+        """Set `slo`, `data`, `submit_time`, `input_tokens` or `output_tokens` of request `idx`.
 
         Raises
         ------
@@ -163,9 +215,19 @@ class Workload:
             if self.data is None:
                 self.data = np.full(len(self), None, dtype=object)
             self.data[idx] = value
+        elif name in TOKEN_COLUMNS:
+            self._set_tokens(idx, name, value)
         elif name != "time_stamp":  # debug notes stay with the object
             raise InvalidWorkloadError(f"{name} of a request in a workload is fixed; make a new Workload")
         self.cached_data = None
+
+    def _set_tokens(self, idx: int, name: str, value: Any) -> None:
+        tokens = UNKNOWN_TOKENS if value is None else check_tokens(value, f"{name} of request {idx}")
+        if getattr(self, name) is None:
+            if value is None:
+                return
+            setattr(self, name, np.full(len(self), UNKNOWN_TOKENS, dtype=np.int64))
+        getattr(self, name)[idx] = tokens
 
     @cached_property
     def rate(self) -> float:
@@ -197,6 +259,8 @@ class Workload:
         part.slos = self.slos[key].copy()
         part.model_names = self.model_names
         part.data = None if self.data is None else self.data[key].copy()
+        part.input_tokens = None if self.input_tokens is None else known_or_none(self.input_tokens[key].copy())
+        part.output_tokens = None if self.output_tokens is None else known_or_none(self.output_tokens[key].copy())
         if "submit_times" in self.__dict__:
             part.submit_times = self.submit_times[key].copy()
         part.enable_simulator_cache = False
@@ -236,6 +300,11 @@ class Workload:
                 for workload in args
             ]
             merged.data = np.concatenate(blocks)[order]
+        lengths = [len(workload) for workload in args]
+        inputs = merged_tokens([workload.input_tokens for workload in args], lengths)
+        outputs = merged_tokens([workload.output_tokens for workload in args], lengths)
+        merged.input_tokens = None if inputs is None else inputs[order]
+        merged.output_tokens = None if outputs is None else outputs[order]
         if any("submit_times" in workload.__dict__ for workload in args):
             merged.submit_times = np.concatenate([workload.submit_times for workload in args])[order]
         merged.enable_simulator_cache = False
@@ -309,3 +378,9 @@ class Workload:
 
     def __repr__(self) -> str:
         return f"Workload({len(self)} requests, {len(self.model_names)} models, rate={self.rate:.4g}, cv={self.cv:.4g})"
+
+
+def _given_tokens(tokens: Sequence[int | None]) -> list[int] | None:
+    if all(number is None for number in tokens):
+        return None
+    return [UNKNOWN_TOKENS if number is None else number for number in tokens]

@@ -6,7 +6,7 @@ for whatever :class:`~alpa_serve.scheduling.ServingRules` say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -35,25 +35,41 @@ class RequestOutcomes:
 
     Attributes
     ----------
-    start : ndarray of float64
-        Seconds: when its group began with it; the arrival for a request that was not served.
     finish : ndarray of float64
         Seconds; the arrival for a request that was not served.
     good : ndarray of bool
         Whether it met its SLO.
     group : ndarray of int32
         The group it was sent to; -1 if none holds its model.
+    start : ndarray of float64
+        Seconds: when its group began with it; the arrival for a request that was not served.
     served : ndarray of bool
     work : ndarray of float64
         Seconds that it took on all stages together; 0 for a request that was not served.
+
+    Notes
+    -----
+    The last three are of length 0 unless they were asked for.
     """
 
-    start: NDArray[np.float64]
     finish: NDArray[np.float64]
     good: NDArray[np.bool_]
     group: NDArray[np.int32]
+    start: NDArray[np.float64]
     served: NDArray[np.bool_]
     work: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls) -> RequestOutcomes:
+        """Return the outcomes of no request."""
+        return cls(
+            np.empty(0),
+            np.empty(0, np.bool_),
+            np.empty(0, np.int32),
+            np.empty(0),
+            np.empty(0, np.bool_),
+            np.empty(0),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,10 +93,7 @@ class Counts:
 
 def simulate_counts(requests: RequestTable, replicas: ReplicaTable, rules: ServingRules = ALPASERVE) -> Counts:
     """Simulate and only count, without figures per request."""
-    nothing = np.empty(0)
-    no_flags = np.empty(0, np.bool_)
-    outcomes = RequestOutcomes(nothing, nothing, no_flags, np.empty(0, np.int32), no_flags, nothing)
-    return _run(requests, replicas, rules, outcomes)
+    return _run(requests, replicas, rules, RequestOutcomes.empty())
 
 
 def simulate_requests(
@@ -90,6 +103,7 @@ def simulate_requests(
     rules: ServingRules = ALPASERVE,
     stalls: NDArray[np.float64] | None = None,
     draws: NDArray[np.float64] | None = None,
+    detailed: bool = False,
 ) -> tuple[RequestOutcomes, Counts]:
     """Simulate and return how each request fared.
 
@@ -106,6 +120,8 @@ def simulate_requests(
         Start and end in seconds of periods, ascending and apart, during which nothing begins.
     draws : ndarray of float64, shape (n,), optional
         By which requests choose their replica at random; those of the rules' seed if left out.
+    detailed : bool
+        Return `start`, `served` and `work` too; not with batching.
 
     Raises
     ------
@@ -113,14 +129,16 @@ def simulate_requests(
         If batching is asked for under rules that it does not know.
     """
     n = len(requests)
-    outcomes = RequestOutcomes(
-        requests.arrivals.copy(),
-        requests.arrivals.copy(),
-        np.zeros(n, np.bool_),
-        np.full(n, -1, np.int32),
-        np.zeros(n, np.bool_),
-        np.zeros(n),
+    outcomes = replace(
+        RequestOutcomes.empty(),
+        finish=requests.arrivals.copy(),
+        good=np.zeros(n, np.bool_),
+        group=np.full(n, -1, np.int32),
     )
+    if detailed:
+        outcomes = replace(
+            outcomes, start=requests.arrivals.copy(), served=np.zeros(n, np.bool_), work=np.zeros(n)
+        )
     if batch_sizes is None:
         return outcomes, _run(requests, replicas, rules, outcomes, stalls, draws)
     check_batching(rules)

@@ -11,7 +11,7 @@ import numpy as np
 from alpa_serve.errors import InvalidPlacementError, InvalidProfileError, InvalidWorkloadError
 from alpa_serve.profiling import ParallelConfig, ProfilingResult
 from alpa_serve.scheduling import ALPASERVE, replica_timing
-from alpa_serve.simulator.columns import check_columns, column
+from alpa_serve.simulator.columns import check_columns, column, token_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,12 +108,16 @@ class RequestTable:
     slos : ndarray of float64
         Seconds; infinity for none.
     model_num_requests : ndarray of int64, shape (num_models,)
+    input_tokens, output_tokens : ndarray of int64
+        -1 where it is not known; of length 0 if no request has any.
     """
 
     arrivals: NDArray[np.float64]
     model_ids: NDArray[np.int32]
     slos: NDArray[np.float64]
     model_num_requests: NDArray[np.int64]
+    input_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -132,7 +136,14 @@ class RequestTable:
             return table
         position = {name: model_id for model_id, name in enumerate(names)}
         translation = np.array([position.get(name, -1) for name in workload.model_names] or [-1], dtype=np.int32)
-        table = cls.of_arrays(workload.arrivals, translation[workload.model_ids], workload.slos, len(names))
+        table = cls.of_arrays(
+            workload.arrivals,
+            translation[workload.model_ids],
+            workload.slos,
+            len(names),
+            input_tokens=workload.input_tokens,
+            output_tokens=workload.output_tokens,
+        )
         num_unknown = len(table) - int(table.model_num_requests.sum())
         if num_unknown and names not in workload.reported_unregistered:
             workload.reported_unregistered.add(names)
@@ -155,6 +166,9 @@ class RequestTable:
         model_ids: NDArray[np.int32],
         slos: NDArray[np.float64],
         num_models: int,
+        *,
+        input_tokens: NDArray[np.int64] | None = None,
+        output_tokens: NDArray[np.int64] | None = None,
     ) -> RequestTable:
         """Return a copy of the requests given as arrays of equal length.
 
@@ -171,7 +185,26 @@ class RequestTable:
             raise InvalidWorkloadError(f"model id {model_ids.max()}: there are {num_models} models")
         # bin 0 counts the unregistered
         counts = np.bincount(np.maximum(model_ids, -1) + 1, minlength=num_models + 1)[1:]
-        return cls(arrivals, model_ids, slos, counts.astype(np.int64))
+        tokens = [
+            token_column(given, len(arrivals), what)
+            for given, what in ((input_tokens, "input_tokens"), (output_tokens, "output_tokens"))
+        ]
+        filled = [np.empty(0, dtype=np.int64) if known is None else known for known in tokens]
+        return cls(arrivals, model_ids, slos, counts.astype(np.int64), *filled)
+
+    def part(self, first: int, past: int) -> RequestTable:
+        """Return requests `first` to `past` - 1."""
+        if (first, past) == (0, len(self)):
+            return self
+        model_ids = self.model_ids[first:past]
+        return RequestTable(
+            self.arrivals[first:past],
+            model_ids,
+            self.slos[first:past],
+            np.bincount(model_ids[model_ids >= 0], minlength=len(self.model_num_requests)),
+            self.input_tokens[first:past],
+            self.output_tokens[first:past],
+        )
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from alpa_serve.simulator.columns import TOKEN_COLUMNS, UNKNOWN_TOKENS
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from alpa_serve.simulator.columnar_workload import Workload
 
 
@@ -29,6 +33,8 @@ class Request:
         Seconds at which the request passed the stations that a debug run notes; empty otherwise.
     submit_time : float or None
         Seconds; set when it is sent.
+    input_tokens, output_tokens : int or None
+        Length of the prompt and of the answer; None where it is not known. Given by keyword.
     """
 
     model_name: str
@@ -37,20 +43,25 @@ class Request:
     idx: int
     time_stamp: dict[str, float]
     submit_time: float | None = None
+    input_tokens: int | None = field(default=None, kw_only=True)
+    output_tokens: int | None = field(default=None, kw_only=True)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Request):
             return NotImplemented
-        return self._fields() == other._fields()
+        return (self._fields(), self._tokens()) == (other._fields(), other._tokens())
 
     __hash__ = None  # type: ignore[assignment]
 
     def _fields(self) -> tuple[Any, ...]:
         return self.model_name, self.data, self.slo, self.idx, self.time_stamp, self.submit_time
 
+    def _tokens(self) -> dict[str, int | None]:
+        return {name: getattr(self, name) for name in TOKEN_COLUMNS}
+
 
 class _WorkloadRequest(Request):
-    """A request that looks into a workload: setting `slo`, `data` or `submit_time` changes the workload."""
+    """A request that looks into a workload: setting `slo`, `data`, `submit_time` or tokens changes it there."""
 
     _workload: Workload
 
@@ -63,6 +74,8 @@ class _WorkloadRequest(Request):
             idx,
             {},
             None if np.isnan(workload.submit_times[idx]) else float(workload.submit_times[idx]),
+            input_tokens=_known(workload.input_tokens, idx),
+            output_tokens=_known(workload.output_tokens, idx),
         )
         self.__dict__["_workload"] = workload
 
@@ -71,9 +84,13 @@ class _WorkloadRequest(Request):
             self._workload.set_request_field(self.idx, name, value)
         super().__setattr__(name, value)
 
-    def __reduce__(self) -> tuple[type[Request], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[type[Request], tuple[Any, ...], dict[str, int | None]]:
         # a copy stands alone, without the workload
-        return Request, self._fields()
+        return Request, self._fields(), self._tokens()
+
+
+def _known(tokens: NDArray[np.int64] | None, idx: int) -> int | None:
+    return None if tokens is None or tokens[idx] == UNKNOWN_TOKENS else int(tokens[idx])
 
 
 class RequestView(Sequence[Request]):

@@ -178,7 +178,7 @@ def simulate(
     if rules.service == "tokens":
         workload.require_tokens()
     requests = RequestTable.of_workload(workload, names)
-    segments = simulate_segments(placement, models, requests, stalls=_checked_stalls(stalls))
+    segments = simulate_segments(placement, models, requests, stalls=_checked_stalls(stalls), detailed=True)
     outcomes = [outcome for outcome, _ in segments]
     return SimulationResult(
         requests.arrivals,
@@ -199,6 +199,7 @@ def simulate_segments(
     requests: RequestTable,
     batch_sizes: tuple[int, ...] | None = None,
     stalls: NDArray[np.float64] | None = None,
+    detailed: bool = False,
 ) -> list[tuple[RequestOutcomes, Counts]]:
     """Simulate the requests under `placement` and the rules of `models`, each segment with fresh clocks.
 
@@ -211,6 +212,8 @@ def simulate_segments(
         Simulate batching with them.
     stalls : ndarray of float64, shape (num_stalls, 2), optional
         As :func:`simulate` takes them.
+    detailed : bool
+        Return start, served and work of each request too.
 
     Returns
     -------
@@ -221,6 +224,7 @@ def simulate_segments(
     if isinstance(placement, ModelPlacementWithReplacement):
         placements = list(placement.placements)
         cuts = [0, *np.searchsorted(requests.arrivals, placement.start_times[1:]), len(requests)]
+    # by position in the whole workload, so that a cut does not change who draws what
     draws = dispatch_draws(models.rules, len(requests))
     return [
         simulate_requests(
@@ -230,6 +234,7 @@ def simulate_segments(
             models.rules,
             stalls,
             draws[first:past],
+            detailed,
         )
         for one, first, past in zip(placements, cuts[:-1], cuts[1:], strict=True)
     ]

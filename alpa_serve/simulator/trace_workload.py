@@ -12,6 +12,8 @@ import numpy as np
 from alpa_serve.errors import InvalidConfigError, InvalidTraceError, InvalidWorkloadError, UnknownNameError
 from alpa_serve.simulator.arrivals import ArrivalProcess, check_expected_count
 from alpa_serve.simulator.columnar_workload import Workload
+from alpa_serve.simulator.columns import MAX_TOKENS
+from alpa_serve.simulator.trace_tokens import TokenPercentiles, TraceTokens, token_generator
 from alpa_serve.simulator.util import legacy_random
 from alpa_serve.validation import check_int, check_known, check_real
 
@@ -41,6 +43,9 @@ PROMPT_OFFSET = 65
 
 PROMPT_CHARACTERS = 512
 """Prompts are cut to this length."""
+
+TOKEN_SOURCES = ("output_length", "trace")
+"""Where a workload may take its token counts from, by name; the third source is a TokenPercentiles."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class WorkloadFromTrace(ArrivalProcess):
     rate_scale : float
         Factor on the requests per minute, > 0.
     trace : pandas.DataFrame
-        With a column TIMESTAMP of datetimes (or text that says one).
+        With a column TIMESTAMP of datetimes (or text that says one), and ContextTokens and GeneratedTokens if token
+        counts are to come from the trace.
 
     Raises
     ------
@@ -95,7 +101,9 @@ class WorkloadFromTrace(ArrivalProcess):
 
     def __init__(self, rate_scale: float, trace: pd.DataFrame) -> None:
         self.rate_scale = check_real(rate_scale, "rate_scale", minimum=0.0, exclusive=True)
-        self.minute_counts = _minute_counts(trace)
+        minutes = _minutes(trace)
+        self.minute_counts: NDArray[np.int64] = np.bincount(minutes)
+        self._trace_tokens = TraceTokens(trace, minutes)
         scaled = self.minute_counts * self.rate_scale
         check_expected_count(2 * float(scaled.sum()), f"rate_scale {rate_scale:g}")
         once = scaled.astype(np.int64)
@@ -151,6 +159,8 @@ class WorkloadFromTrace(ArrivalProcess):
         dataset: str | None = None,
         slo: float = 5,
         seed: int = 42,
+        *,
+        tokens: str | TokenPercentiles = "output_length",
     ) -> Workload:
         """Draw the workload of several models that are loaded one after the other.
 
@@ -161,7 +171,8 @@ class WorkloadFromTrace(ArrivalProcess):
         ----------
         model_list : sequence of mappings
             Each with ``id`` (requests name ``m{id}``), ``name``, ``load_time`` (a step) and ``output_length``
-            (tokens), in the order of loading.
+            (tokens), in the order of loading; optionally ``input_length`` (tokens; 0 if left out: a prompt too short
+            to matter).
         dataset : str, optional
             Name of a Hugging Face data set (or of a folder with one) whose rows have ``conversations[0].text``, to
             take prompts from. Prompts do not influence a placement; by default there are none.
@@ -169,12 +180,20 @@ class WorkloadFromTrace(ArrivalProcess):
             Factor on TTFT + TPOT * output_length of each model.
         seed : int
             Equal seeds give equal workloads.
+        tokens : {"output_length", "trace"} or TokenPercentiles
+            Where input and output tokens of the requests come from; arrivals, models and SLOs do not depend on it.
+            "output_length": from `model_list`, rounded to whole tokens (halves to the even one). "trace": both from
+            one row, drawn with replacement among those of the same minute of the trace. Percentiles (such as
+            :func:`~alpa_serve.trace.llm.token_percentiles` returns): both drawn, independent of each other.
 
         Raises
         ------
         InvalidConfigError, UnknownNameError
-            If a model lacks a field or is not known, or the data set cannot be loaded.
+            If a model lacks a field or is not known, `tokens` is none of these, or the data set cannot be loaded.
+        InvalidTraceError
+            If tokens shall come from a trace whose token columns are missing or hold something else.
         """
+        _check_token_source(tokens)
         check_real(slo, "slo (factor)", minimum=0.0, exclusive=True)
         models = [_checked_model(model, position) for position, model in enumerate(model_list)]
         ids = [model["id"] for model in models]
@@ -184,25 +203,46 @@ class WorkloadFromTrace(ArrivalProcess):
         loads = [model["load_time"] for model in models]
         random = legacy_random(seed)
         loaded = 0
-        arrivals, chosen = [], []
+        arrivals, chosen, steps = [], [], []
         for step, count in enumerate(self.step_counts):
             loaded += loads.count(step)
             times = self._step_times(random, count)
             if loaded:
                 arrivals.append(STEP_S * step + LOAD_S * loaded + times)
                 chosen.append(random.choice(loaded, size=count))
+                steps.append(step)
         model_ids = np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int32)
+        if isinstance(tokens, TokenPercentiles):
+            input_tokens, output_tokens = tokens.draw(token_generator(seed), len(model_ids))
+        elif tokens == "trace":
+            minutes = np.array(steps, dtype=np.int64) % len(self.minute_counts)
+            minute_of_request = np.repeat(minutes, self.step_counts[steps] if steps else 0)
+            input_tokens, output_tokens = self._trace_tokens.draw(token_generator(seed), minute_of_request)
+        else:
+            lengths = [(model.get("input_length", 0), model["output_length"]) for model in models]
+            by_model = np.rint(np.array(lengths, dtype=np.float64).reshape(-1, 2)).astype(np.int64)
+            input_tokens, output_tokens = by_model[model_ids].T
         return Workload.from_columns(
             np.concatenate(arrivals) if arrivals else [],
             model_ids,
             [f"m{model['id']}" for model in models],
             slos[model_ids],
             None if dataset is None else _prompts(dataset, seed, len(model_ids)),
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
         )
 
 
-def _minute_counts(trace: pd.DataFrame) -> NDArray[np.int64]:
-    """Return requests per minute from the first to the last, empty minutes 0."""
+def _check_token_source(tokens: str | TokenPercentiles) -> None:
+    if not isinstance(tokens, TokenPercentiles) and not (isinstance(tokens, str) and tokens in TOKEN_SOURCES):
+        raise UnknownNameError(
+            f"unknown tokens {tokens!r}; known: {', '.join(TOKEN_SOURCES)}, or a TokenPercentiles object "
+            "(token_percentiles(name) of alpa_serve.trace.llm returns the shipped ones)"
+        )
+
+
+def _minutes(trace: pd.DataFrame) -> NDArray[np.int64]:
+    """Return the minute to which each row of the trace counts, from 0 at the first."""
     import pandas as pd
 
     if not isinstance(trace, pd.DataFrame):
@@ -225,13 +265,13 @@ def _minute_counts(trace: pd.DataFrame) -> NDArray[np.int64]:
             f"row {bad[0]} of the trace: TIMESTAMP {trace['TIMESTAMP'].iloc[bad[0]]!r} is no date (ISO 8601)"
         )
     minutes = stamps.dt.round("min")
-    offsets = ((minutes - minutes.min()) // pd.Timedelta(minutes=1)).to_numpy()
+    offsets: NDArray[Any] = ((minutes - minutes.min()) // pd.Timedelta(minutes=1)).to_numpy()
     if offsets.max() > MAX_TRACE_MINUTES:
         raise InvalidTraceError(
             f"the trace spans {offsets.max() / 1440:.0f} days, from {minutes.min()} to {minutes.max()}; "
             f"at most {MAX_TRACE_MINUTES // 1440} are plausible"
         )
-    return np.bincount(offsets)
+    return offsets
 
 
 def _checked_model(model: Mapping[str, Any], position: int) -> Mapping[str, Any]:
@@ -241,7 +281,10 @@ def _checked_model(model: Mapping[str, Any], position: int) -> Mapping[str, Any]
     if missing:
         raise InvalidConfigError(f"entry {position} of model_list lacks {', '.join(missing)}: {dict(model)}")
     check_int(model["load_time"], f"load_time of entry {position} of model_list", minimum=0)
-    check_real(model["output_length"], f"output_length of entry {position} of model_list", minimum=0)
+    for key, length in (("output_length", model["output_length"]), ("input_length", model.get("input_length", 0))):
+        what = f"{key} of entry {position} of model_list"
+        if check_real(length, what, minimum=0) > MAX_TOKENS:
+            raise InvalidConfigError(f"{what} must be at most {MAX_TOKENS} tokens, got {length!r}")
     return model
 
 

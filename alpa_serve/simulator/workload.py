@@ -2,8 +2,9 @@
 
 Requests live in :mod:`~alpa_serve.simulator.request`, workloads in
 :mod:`~alpa_serve.simulator.columnar_workload`, processes in
-:mod:`~alpa_serve.simulator.arrivals`, trace-driven workloads in :mod:`~alpa_serve.simulator.trace_workload`,
-statistics in :mod:`~alpa_serve.simulator.stats`.
+:mod:`~alpa_serve.simulator.arrivals`, trace-driven workloads in :mod:`~alpa_serve.simulator.trace_workload` and
+what their token counts are drawn from in :mod:`~alpa_serve.simulator.trace_tokens`, statistics in
+:mod:`~alpa_serve.simulator.stats`.
 """
 
 from alpa_serve.simulator.arrivals import (
@@ -17,6 +18,7 @@ from alpa_serve.simulator.arrivals import (
 from alpa_serve.simulator.columnar_workload import Workload
 from alpa_serve.simulator.request import Request
 from alpa_serve.simulator.stats import DEFAULT_WARMUP, PerDeviceStatsResult, PerModelStatsResult, StatsResult
+from alpa_serve.simulator.trace_tokens import TokenPercentiles
 from alpa_serve.simulator.trace_workload import WorkloadFromTrace
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "PoissonProcess",
     "Request",
     "StatsResult",
+    "TokenPercentiles",
     "UniformMMPP",
     "Workload",
     "WorkloadFromTrace",

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.errors import InvalidTraceError, UnknownNameError
+from alpa_serve.simulator.columns import MAX_TOKENS
+from alpa_serve.simulator.trace_tokens import TRACE_TOKEN_COLUMNS, TokenPercentiles
 from alpa_serve.simulator.trace_workload import DATE_START
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ BUILT_IN_TRACES = ("Conversation", "Coding")
 
 _COLUMN_OF_NAME = {"conversation": "conversation", "coding": "code", "code": "code"}
 _FIRST_MINUTE = {"conversation": "2023-11-16 18:16", "code": "2023-11-16 18:17"}
-_TOKEN_COLUMNS = ("ContextTokens", "GeneratedTokens")
 _SHUFFLE_SEED = 0
 
 
@@ -71,11 +72,30 @@ def load_azure_llm_trace(name_or_path: str | os.PathLike[str]) -> pd.DataFrame:
 
 def minute_counts(name: str) -> NDArray[np.int64]:
     """Return the requests per minute of a built-in trace, shape (minutes,)."""
-    column = _COLUMN_OF_NAME.get(name.lower())
-    if column is None:
-        raise UnknownNameError(f"unknown trace {name!r}; known: {', '.join(BUILT_IN_TRACES)}")
+    column = _known_column(name)
     cells = [row[column] for row in _table("azure_llm_2023_per_minute.csv")]
     return np.array([int(cell) for cell in cells if cell], dtype=np.int64)
+
+
+def token_percentiles(name: str) -> TokenPercentiles:
+    """Return how long prompts and answers of a built-in trace are, from the 0th to the 100th percentile.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such built-in trace; the message lists those that there are.
+    """
+    column = _known_column(name)
+    rows = _table("azure_llm_2023_token_percentiles.csv")
+    context, generated = ([float(row[f"{column}_{kind}_tokens"]) for row in rows] for kind in ("context", "generated"))
+    return TokenPercentiles(context, generated)
+
+
+def _known_column(name: str) -> str:
+    column = _COLUMN_OF_NAME.get(str(name).lower())
+    if column is None:
+        raise UnknownNameError(f"unknown trace {name!r}; known: {', '.join(BUILT_IN_TRACES)}")
+    return column
 
 
 def _table(file_name: str) -> list[dict[str, str]]:
@@ -93,11 +113,10 @@ def _built_in(column: str) -> pd.DataFrame:
     seconds = 60 * (minute + (place + 0.5) / np.repeat(counts, counts) - 0.5)
     frame = pd.DataFrame({"TIMESTAMP": pd.Timestamp(_FIRST_MINUTE[column]) + pd.to_timedelta(seconds, unit="s")})
     rng = np.random.default_rng(_SHUFFLE_SEED)
-    percentiles = _table("azure_llm_2023_token_percentiles.csv")
-    for name, kind in zip(_TOKEN_COLUMNS, ("context", "generated"), strict=True):
-        known = [float(row[f"{column}_{kind}_tokens"]) for row in percentiles]
-        ranks = 100 * (rng.permutation(len(frame)) + 0.5) / len(frame)
-        frame[name] = np.rint(np.interp(ranks, np.arange(len(known)), known)).astype(np.int64)
+    input_ranks, output_ranks = (100 * (rng.permutation(len(frame)) + 0.5) / len(frame) for _ in TRACE_TOKEN_COLUMNS)
+    tokens = token_percentiles(column).at(input_ranks, output_ranks)
+    for name, counts in zip(TRACE_TOKEN_COLUMNS, tokens, strict=True):
+        frame[name] = counts
     return frame
 
 
@@ -130,10 +149,10 @@ def _read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
         path, raw, "TIMESTAMP", stamps.notna(), "not a date", "; ISO 8601 is read, such as 2023-11-16 18:17:03.97"
     )
     frame = pd.DataFrame({"TIMESTAMP": stamps})
-    for name in _TOKEN_COLUMNS:
+    for name in TRACE_TOKEN_COLUMNS:
         if name in raw.columns:
             tokens = pd.to_numeric(raw[name], errors="coerce")
-            valid = tokens.notna() & (tokens >= 0) & (tokens < 2**31) & (tokens % 1 == 0)
+            valid = tokens.notna() & (tokens >= 0) & (tokens <= MAX_TOKENS) & (tokens % 1 == 0)
             _check_column(path, raw, name, valid, "not a number of tokens")
             frame[name] = tokens.astype(np.int64)
     return frame.sort_values("TIMESTAMP", kind="stable", ignore_index=True)

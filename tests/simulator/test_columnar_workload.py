@@ -13,6 +13,7 @@ from alpa_serve.simulator.workload import Request, Workload
 
 NAMES = ("a", "b", "c")
 slo_values = st.one_of(st.none(), st.floats(0, 100))
+token_counts = st.one_of(st.none(), st.integers(0, 2**31 - 1))
 
 
 @st.composite
@@ -20,19 +21,30 @@ def workloads(draw, max_size=15):
     rows = draw(
         st.lists(
             st.tuples(
-                st.integers(0, 40).map(float), st.sampled_from(NAMES), slo_values, st.one_of(st.none(), st.text())
+                st.integers(0, 40).map(float),
+                st.sampled_from(NAMES),
+                slo_values,
+                st.one_of(st.none(), st.text()),
+                token_counts,
+                token_counts,
             ),
             max_size=max_size,
         )
     )
     rows.sort(key=lambda row: row[0])
-    requests = [Request(name, data, slo, i, time) for i, (time, name, slo, data) in enumerate(rows)]
+    with_tokens = draw(st.booleans())
+    requests = [
+        Request(name, data, slo, i, time, input_tokens=prompt, output_tokens=answer)
+        if with_tokens
+        else Request(name, data, slo, i, time)
+        for i, (time, name, slo, data, prompt, answer) in enumerate(rows)
+    ]
     return Workload([row[0] for row in rows], requests)
 
 
 def content(workload):
     requests = zip(workload.arrivals.tolist(), workload.requests, strict=True)
-    return [(arrival, r.model_name, r.slo, r.data) for arrival, r in requests]
+    return [(arrival, r.model_name, r.slo, r.data, r.input_tokens, r.output_tokens) for arrival, r in requests]
 
 
 def two_requests():
@@ -50,7 +62,13 @@ def test_requests_come_back_as_they_were_given(workload):
 @given(workloads())
 def test_columns_and_requests_make_the_same_workload(workload):
     columns = Workload.from_columns(
-        workload.arrivals, workload.model_ids, workload.model_names, workload.slos, workload.data
+        workload.arrivals,
+        workload.model_ids,
+        workload.model_names,
+        workload.slos,
+        workload.data,
+        input_tokens=workload.input_tokens,
+        output_tokens=workload.output_tokens,
     )
     assert list(columns.requests) == list(workload.requests)
 

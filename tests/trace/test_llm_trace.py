@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from alpa_serve.errors import InvalidTraceError, UnknownNameError
 from alpa_serve.experiments.maveriq import model_list
 from alpa_serve.simulator.workload import WorkloadFromTrace
-from alpa_serve.trace.llm import BUILT_IN_TRACES, load_azure_llm_trace, minute_counts
+from alpa_serve.trace.llm import BUILT_IN_TRACES, load_azure_llm_trace, minute_counts, token_percentiles
 
 REAL_FILES = {
     "Conversation": "AzureLLMInferenceTrace_conv.csv",
@@ -71,6 +71,27 @@ def test_token_counts_are_near_the_shipped_percentiles(name, shared_data):
     for tokens, kind in zip(TOKENS, ("context", "generated"), strict=True):
         found = np.percentile(trace[tokens], table["percentile"])
         assert found == pytest.approx(table[f"{column}_{kind}_tokens"].to_numpy(), rel=0.02, abs=2)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_TRACES)
+def test_the_shipped_percentiles_are_those_of_the_table(name, shared_data):
+    table = pd.read_csv(shared_data("azure_llm_2023_token_percentiles.csv"))
+    column = {"Conversation": "conversation", "Coding": "code"}[name]
+    percentiles = token_percentiles(name)
+    for found, kind in ((percentiles.input_tokens, "context"), (percentiles.output_tokens, "generated")):
+        assert list(found) == table.set_index("percentile")[f"{column}_{kind}_tokens"].loc[0:100].tolist()
+    assert token_percentiles(name.lower()) == percentiles
+    assert token_percentiles("code") == token_percentiles("Coding")
+
+
+@pytest.mark.parametrize("name", BUILT_IN_TRACES)
+def test_workloads_take_tokens_from_a_built_in_trace_or_from_its_percentiles(name):
+    trace = load_azure_llm_trace(name)
+    process = WorkloadFromTrace(1, trace)
+    for source in ("trace", token_percentiles(name)):
+        workload = process.generate_workload(model_list("regular"), tokens=source)
+        for tokens, column in zip(workload.require_tokens(), TOKENS, strict=True):
+            assert tokens.mean() == pytest.approx(trace[column].mean(), rel=0.1)
 
 
 def test_built_in_traces_are_the_same_each_time_and_known_by_several_names(random_state_untouched):
@@ -189,6 +210,8 @@ def test_an_unknown_name_or_a_missing_file_lists_the_built_in_traces(tmp_path):
             load_azure_llm_trace(unknown)
     with pytest.raises(UnknownNameError, match="'Poetry'; known: Conversation, Coding"):
         minute_counts("Poetry")
+    with pytest.raises(UnknownNameError, match="'Poetry'; known: Conversation, Coding"):
+        token_percentiles("Poetry")
 
 
 def damaged(content, seed, num_changes):
