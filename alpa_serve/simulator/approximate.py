@@ -250,6 +250,7 @@ def approximate_one_case_one_placement(
     requests = RequestTable.of_arrays(
         arrivals, model_ids, slos, len(models), input_tokens=input_tokens, output_tokens=output_tokens
     )
+    requests.check_for(rules)
     return _run(placement, models, requests, batch_sizes)
 
 

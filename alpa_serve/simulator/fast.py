@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError
+from alpa_serve.errors import InvalidConfigError
 from alpa_serve.scheduling import ALPASERVE, stage_clocks
 from alpa_serve.scheduling.scheduler import dispatch_draws
 from alpa_serve.simulator.compiled import compiled
@@ -193,10 +193,6 @@ def _run(
 ) -> Counts:
     num_models = len(requests.model_num_requests)
     counts = Counts(np.zeros(num_models, np.int64), np.zeros(num_models), np.zeros(replicas.num_groups, np.int64))
-    if rules.service == "tokens" and not len(requests.input_tokens) == len(requests.output_tokens) == len(requests):
-        raise InvalidWorkloadError(
-            "service='tokens' needs the token counts of every request; give input_tokens and output_tokens"
-        )
     if rules.dispatch == "least_loaded":
         draws = np.empty(0)
     elif draws is None:
