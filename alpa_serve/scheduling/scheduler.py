@@ -87,22 +87,19 @@ class Scheduler:
         self._last_begin[group_id] = 0.0
 
     def add_replica(self, model: Hashable, group_id: int, timing: ReplicaTiming) -> None:
-        """Add a replica of `model` to a group; its stages are those of `timing`.
+        """Add a replica of `model` to a group; it has as many stages as `timing`.
 
         Raises
         ------
         InvalidPlacementError
-            If there is no such group, it has the model already, or its replicas have another number of stages.
+            If there is no such group, or it has the model already.
         """
         if group_id not in self._clocks:
             raise InvalidPlacementError(f"replica of {model!r}: no group {group_id}; groups: {sorted(self._clocks)}")
         if group_id in self._groups_of.get(model, ()):
             raise InvalidPlacementError(f"group {group_id} has a replica of {model!r} already")
         clocks = self._clocks[group_id]
-        if clocks and len(clocks) != len(timing.latency):
-            raise InvalidPlacementError(
-                f"group {group_id} has {len(clocks)} stages, but the replica of {model!r} has {len(timing.latency)}"
-            )
+        # a stage that no replica had so far was never busy
         clocks.extend([0.0] * (len(timing.latency) - len(clocks)))
         replicas = self._replicas.setdefault(model, [])
         replicas.append(_Replica(group_id, timing))
@@ -150,7 +147,7 @@ class Scheduler:
             position = choose_replica(self._busy_until, groups, 0, len(groups), draw)
         group_id, timing = self._replicas[model][position]
         clocks = self._clocks[group_id]
-        num_stages = len(clocks)
+        num_stages = len(timing.latency)
         busy_until = self._busy_until[group_id]
         queue = 0 if self._one_queue else group_id
         ready = ready_at(arrival, busy_until if self._exclusive else clocks[0])
@@ -163,6 +160,7 @@ class Scheduler:
         if not (self._admits_all or end + rules.fixed_overhead_s - arrival <= slo):
             return None
         commit(clocks, ends, num_stages, self._exclusive)
-        self._busy_until[group_id] = end
+        # a replica of fewer stages may be done before work that was admitted earlier
+        self._busy_until[group_id] = max(busy_until, end)
         self._last_begin[queue] = begin
         return Assignment(group_id, begin, end, [latency + extra for latency in timing.latency])

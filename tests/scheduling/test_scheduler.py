@@ -103,8 +103,13 @@ def test_replicas_that_do_not_fit_are_refused():
         scheduler.add_replica("b", 4, ReplicaTiming((1.0,)))
     with pytest.raises(InvalidPlacementError, match="group 0 has a replica of 'a' already"):
         scheduler.add_replica("a", 0, ReplicaTiming((1.0,)))
-    with pytest.raises(InvalidPlacementError, match=r"group 0 has 1 stages, but the replica of 'b' has 2"):
-        scheduler.add_replica("b", 0, ReplicaTiming((1.0, 1.0)))
+
+
+def test_replicas_of_a_group_may_have_different_numbers_of_stages():
+    scheduler = scheduler_of(PLAIN, [1.0, 2.0])
+    scheduler.add_replica("b", 0, ReplicaTiming((0.5,)))
+    ends = [scheduler.place(model, 0.0, np.inf).end for model in "abab"]
+    assert ends == [3.0, 1.5, 5.0, 3.0]
 
 
 @given(st.integers(0, 2**32), st.integers(1, 3000))

@@ -1,0 +1,327 @@
+"""The controller and the group managers of the event-driven simulator: AlpaServe's runtime on simulated time."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
+from alpa_serve.scheduling import ALPASERVE, ReplicaTiming, Scheduler, replica_timing
+from alpa_serve.scheduling.stage_clocks import begin_in_queue, ready_at
+from alpa_serve.simulator.cluster import VirtualMesh
+from alpa_serve.simulator.event_loop import current_loop, sleep_until
+from alpa_serve.simulator.executable import Executable
+from alpa_serve.simulator.registry import check_new_group, check_new_name, check_replica
+from alpa_serve.simulator.util import install_remote_methods
+from alpa_serve.util import inf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from alpa_serve.scheduling import Assignment, ServingRules
+    from alpa_serve.simulator.cluster import Shape
+
+HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE, RESPONSE_SHARE = 2.5 / 11, 2.5 / 11, 5 / 11, 1 / 11
+"""How `fixed_overhead_s` (AlpaServe's 11 ms) is spent: 2.5 ms to the controller, 2.5 ms in it, 5 ms to the group and in
+its manager, 1 ms back. The first three are AlpaServe's figures."""
+
+MARGIN_DEVIATIONS = 6
+"""Standard deviations of a delay that admission keeps in reserve. With AlpaServe's jitter of 0.5 ms these 3 ms and the
+response's 1 ms are the 4 ms before the SLO at which AlpaServe wants the last stage to end."""
+
+_DELAY_STREAM = 0x64656C
+_DRAWS_AT_ONCE = 4096
+
+
+class Delays(NamedTuple):
+    """Seconds that a request spends on its way to its group."""
+
+    http: float
+    dispatch: float
+    group: float
+
+
+def draw_delays(rules: ServingRules) -> Iterator[Delays]:
+    """Yield the delays of one request after the other, without end: |Normal(share of the overhead, jitter)|."""
+    means = np.array([HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE]) * rules.fixed_overhead_s
+    deviation = rules.overhead_jitter * rules.fixed_overhead_s
+    if deviation == 0:
+        yield from itertools.repeat(Delays(*means.tolist()))
+    generator = np.random.default_rng([_DELAY_STREAM, rules.seed])
+    while True:
+        block = np.abs(generator.normal(means, deviation, size=(_DRAWS_AT_ONCE, 3)))
+        yield from map(Delays, *block.T.tolist())
+
+
+@dataclass(frozen=True)
+class CreateInfo:
+    """How to make a replica of a model.
+
+    Attributes
+    ----------
+    model_def : callable
+    init_args : tuple
+    init_kwargs : dict
+    """
+
+    model_def: Callable[..., Any]
+    init_args: tuple[Any, ...] = ()
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class GroupManager:
+    """A group of devices and the replicas on it.
+
+    Parameters
+    ----------
+    group_id : int
+    virtual_mesh_shape : (int, int), optional
+        Hosts, devices per host; every replica brings devices of its own if left out.
+    exclusive : bool
+        Whether a request holds all devices from start to end.
+    """
+
+    def __init__(self, group_id: int, virtual_mesh_shape: Shape | None = None, exclusive: bool = False) -> None:
+        self.group_id = group_id
+        self.virtual_mesh = None if virtual_mesh_shape is None else VirtualMesh(virtual_mesh_shape)
+        self.exclusive = exclusive
+        self.replicas: dict[str, Any] = {}
+        self._all_streams: tuple[str, ...] = ()
+
+    def create_replica(self, name: str, create_info: CreateInfo) -> None:
+        """Make a replica of a model on the devices of this group.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If the group has one already.
+        InvalidConfigError
+            If what was made cannot handle requests.
+        """
+        if name in self.replicas:
+            raise InvalidPlacementError(f"group {self.group_id} has a replica of {name!r} already")
+        replica = create_info.model_def(*create_info.init_args, **create_info.init_kwargs)
+        if not callable(getattr(replica, "handle_request", None)):
+            raise InvalidConfigError(
+                f"model {name!r}: {create_info.model_def!r} makes a {type(replica).__name__}, which has no handle_request"
+            )
+        if isinstance(replica, Executable):
+            if self.virtual_mesh is None:
+                self.virtual_mesh = replica.virtual_mesh
+            else:
+                replica.place_on(self.virtual_mesh)
+            self._all_streams = tuple(gpu.stream_name for gpu in self.virtual_mesh.gpus)
+        self.replicas[name] = replica
+
+    def timing(self, name: str, rules: ServingRules) -> ReplicaTiming:
+        """Return how long the replica of a model takes; a model that does not tell counts as taking no time."""
+        replica = self.replicas[name]
+        if isinstance(replica, Executable):
+            return replica_timing(replica.profiling_result, replica.parallel_config, rules)
+        if hasattr(replica, "get_latency_dict"):
+            return ReplicaTiming(tuple(replica.get_latency_dict()[1]))
+        return ReplicaTiming((0.0,))
+
+    def free_at(self, name: str) -> float:
+        """Return when the replica could begin with a request: when its first stage is free, or the whole group."""
+        replica = self.replicas[name]
+        if not isinstance(replica, Executable):
+            return 0.0
+        streams = self._all_streams if self.exclusive else replica.stage_streams[0]
+        free_at = current_loop().free_at
+        return max(free_at.get(stream, 0.0) for stream in streams)
+
+    async def handle_request(self, name: str, request: Any, stage_latency: Sequence[float], begin: float = 0.0) -> Any:
+        """Have the replica of model `name` serve a request, not before `begin`.
+
+        Returns
+        -------
+        object
+            What the model answers; None from an :class:`Executable`.
+        """
+        replica = self.replicas[name]
+        loop = current_loop()
+        if not isinstance(replica, Executable):
+            await sleep_until(begin)
+            return await replica.handle_request(request)
+        if self.exclusive:
+            await sleep_until(loop.reserve(self._all_streams, sum(stage_latency), max(begin, loop.now)))
+            return None
+        reserve = loop.reserve
+        start = begin if begin > loop.now else loop.now
+        for streams, seconds in zip(replica.stage_streams, stage_latency, strict=True):
+            start = reserve(streams, seconds, start)
+            await sleep_until(start)
+        return None
+
+
+class Controller:
+    """Takes requests, chooses their group, and admits those that can meet their SLO; all on simulated time.
+
+    Every method can be called as ``controller.method.remote(...)`` too.
+
+    Parameters
+    ----------
+    rules : ServingRules
+
+    Attributes
+    ----------
+    models : dict of str to CreateInfo
+        By name, in the order of registration.
+    groups : dict of int to GroupManager
+    """
+
+    def __init__(self, rules: ServingRules = ALPASERVE) -> None:
+        self.rules = rules
+        self.models: dict[str, CreateInfo] = {}
+        self.groups: dict[int, GroupManager] = {}
+        self._scheduler = Scheduler(rules)
+        self._delays = draw_delays(rules)
+        self._margin = MARGIN_DEVIATIONS * rules.overhead_jitter * rules.fixed_overhead_s
+        self._response_delay = RESPONSE_SHARE * rules.fixed_overhead_s
+        # groups hold back their own requests; what holds back those of a queue is here
+        self._has_queue = rules.queueing == "global_fifo" or rules.dispatch_interval_s > 0
+        self._last_begin: dict[int, float] = {}
+        install_remote_methods(self)
+
+    def register_model(
+        self,
+        name: str,
+        model_def: Callable[..., Any],
+        init_args: Sequence[Any] | None = None,
+        init_kwargs: dict[str, Any] | None = None,
+        override: bool = False,
+    ) -> None:
+        """Register a model: replicas are made by ``model_def(*init_args, **init_kwargs)``.
+
+        Parameters
+        ----------
+        name : str
+        model_def : callable
+            Makes an object with ``async def handle_request(self, request)``; one with ``get_latency_dict()`` is
+            scheduled by its latency. ``partial(Executable, profiling_result)`` makes a simulated model.
+        init_args, init_kwargs : sequence and dict, optional
+        override : bool
+            Replace a model of this name; its replicas stay as they are.
+
+        Raises
+        ------
+        InvalidConfigError
+            If the name is taken, or `model_def` cannot be called.
+        """
+        if not callable(model_def):
+            raise InvalidConfigError(f"model {name!r}: model_def must be callable, got {model_def!r}")
+        check_new_name(name, self.models, override)
+        self.models[name] = CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {}))
+
+    def create_mesh_group_manager(
+        self, group_id: int, virtual_mesh_shape: Shape | None = None, num_gpus: int = 0
+    ) -> None:
+        """Create a group of devices; `num_gpus` is without effect."""
+        check_new_group(group_id, self.groups)
+        self.groups[group_id] = GroupManager(group_id, virtual_mesh_shape, self.rules.execution == "exclusive")
+        self._scheduler.add_group(group_id)
+
+    def create_replica(
+        self,
+        name: str,
+        group_id: int,
+        append_init_args: Sequence[Any] | None = None,
+        append_init_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Make a replica of a registered model in a group; the arguments are appended to those of the registration."""
+        check_replica(name, group_id, self.models, self.groups)
+        info = self.models[name]
+        group = self.groups[group_id]
+        group.create_replica(
+            name,
+            CreateInfo(
+                info.model_def,
+                (*info.init_args, *(append_init_args or ())),
+                {**info.init_kwargs, **(append_init_kwargs or {})},
+            ),
+        )
+        self._scheduler.add_replica(name, group_id, group.timing(name, self.rules))
+
+    def get_info(self) -> dict[str, dict[Any, Any]]:
+        """Return which groups each model has replicas in, and which models each group holds."""
+        return {
+            "models": {name: list(self._scheduler.groups_of(name)) for name in self.models},
+            "groups": {group_id: list(group.replicas) for group_id, group in self.groups.items()},
+        }
+
+    def sync(self) -> None:
+        """Return at once: every call has been carried out."""
+
+    def draw_delays(self) -> Delays:
+        """Draw the delays of the next request."""
+        return next(self._delays)
+
+    async def handle_request(self, request: Any, delays: Delays | None = None) -> Any:
+        """Serve a request, from when the client sends it to when the response is there.
+
+        Parameters
+        ----------
+        request : Request
+            With `model_name`, `slo` and `submit_time`; the latter is now if it is None.
+        delays : Delays, optional
+            Drawn if left out.
+
+        Returns
+        -------
+        Outcome
+        """
+        loop = current_loop()
+        if request.submit_time is None:
+            request.submit_time = loop.now
+        sent = request.submit_time
+        if delays is None:
+            delays = next(self._delays)
+        if delays.http or delays.dispatch:
+            # nothing happens between the two
+            await sleep_until(loop.now + delays.http + delays.dispatch)
+        name = request.model_name
+        slo = inf if request.slo is None else request.slo
+        assignment = self._scheduler.place(
+            name, sent, slo - self._margin, request.input_tokens or 0, request.output_tokens or 0
+        )
+        if assignment is None:
+            return Outcome(False, sent, sent, -1, None)
+        if delays.group:
+            await sleep_until(loop.now + delays.group)
+        group = self.groups[assignment.group_id]
+        begin = self._begin_in_queue(name, assignment) if self._has_queue else 0.0
+        answer = await group.handle_request(name, request, assignment.stage_latency, begin)
+        return Outcome(True, sent, loop.now + self._response_delay, assignment.group_id, answer)
+
+    def _begin_in_queue(self, name: str, assignment: Assignment) -> float:
+        """Return when a request that has reached its group may begin, after those before it in its queue."""
+        queue = 0 if self.rules.queueing == "global_fifo" else assignment.group_id
+        ready = ready_at(current_loop().now, self.groups[assignment.group_id].free_at(name))
+        begin = begin_in_queue(ready, self._last_begin.get(queue, 0.0), self.rules.dispatch_interval_s)
+        self._last_begin[queue] = begin
+        return begin
+
+
+class Outcome(NamedTuple):
+    """What became of a request.
+
+    Attributes
+    ----------
+    served : bool
+    start, finish : float
+        Seconds: when it was sent and when its response was there; equal if it was not served.
+    group_id : int
+        The group that served it; -1 if none did.
+    answer : object
+        What the model answered.
+    """
+
+    served: bool
+    start: float
+    finish: float
+    group_id: int
+    answer: Any

@@ -1,0 +1,278 @@
+"""An event loop on simulated time: plain coroutines, resumed in the order of a heap.
+
+A coroutine that awaits :func:`sleep` or a stream goes on when simulated time has come that far; nothing waits in real
+time. Every run has a loop of its own, so runs can be nested and go on in several threads.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import types
+from functools import wraps
+from math import isfinite
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from alpa_serve.errors import InvalidConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator, Hashable, Sequence
+
+Result = TypeVar("Result")
+
+
+class Task:
+    """A coroutine that a loop runs; awaiting it gives its result."""
+
+    __slots__ = ("coroutine", "done", "error", "result", "waiting")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = coroutine
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.waiting: list[Task] = []
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self.done:
+            yield self
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class EventLoop:
+    """A heap of tasks by the time at which they go on; on a tie in the order in which they were put there.
+
+    Attributes
+    ----------
+    now : float
+        Simulated seconds.
+    free_at : dict of hashable to float
+        Seconds until which each stream is busy; a stream that was never used is free from time 0.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.free_at: dict[Hashable, float] = {}
+        self._heap: list[tuple[float, int, Task]] = []
+        self._order = itertools.count()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], at: float | None = None) -> Task:
+        """Have `coroutine` begin at `at` seconds, now if left out.
+
+        Raises
+        ------
+        InvalidConfigError
+            If that is in the past, or no time.
+        """
+        time = self.now if at is None else float(at)
+        if not (isfinite(time) and time >= self.now):
+            coroutine.close()
+            raise InvalidConfigError(f"a coroutine cannot begin at {at!r} s: it is {self.now:g} s now")
+        task = Task(coroutine)
+        heapq.heappush(self._heap, (time, next(self._order), task))
+        return task
+
+    def reserve(self, names: Sequence[Hashable], seconds: float, begin: float | None = None) -> float:
+        """Keep streams busy with one piece of work, from when all are free (not before `begin`); return its end."""
+        free_at = self.free_at
+        start = self.now if begin is None else begin
+        for name in names:
+            free = free_at.get(name, 0.0)
+            if free > start:
+                start = free
+        end = start + seconds
+        for name in names:
+            free_at[name] = end
+        return end
+
+    def run(self) -> None:
+        """Go on until no task is left that waits for a time.
+
+        Raises
+        ------
+        Exception
+            What a task raised that nobody was waiting for; the others are closed.
+        """
+        heap, order = self._heap, self._order
+        previous = _threads.running
+        _threads.running = self
+        try:
+            while heap:
+                time, _, task = heapq.heappop(heap)
+                while True:
+                    self.now = time
+                    try:
+                        wanted = task.coroutine.send(None)
+                    except StopIteration as stop:
+                        self._finish(task, stop.value, None)
+                        break
+                    except Exception as error:
+                        if not task.waiting:
+                            raise
+                        self._finish(task, None, error)
+                        break
+                    if wanted.__class__ is not float:
+                        # it awaits another task, which wakes it
+                        wanted.waiting.append(task)
+                        break
+                    time = wanted
+                    if heap and heap[0][0] <= time:
+                        heapq.heappush(heap, (time, next(order), task))
+                        break
+        finally:
+            _threads.running = previous
+            for _, _, task in heap:
+                task.coroutine.close()
+            heap.clear()
+
+    def _finish(self, task: Task, result: Any, error: BaseException | None) -> None:
+        task.done = True
+        task.result = result
+        task.error = error
+        for waiting in task.waiting:
+            heapq.heappush(self._heap, (self.now, next(self._order), waiting))
+        task.waiting.clear()
+
+
+class _Threads(threading.local):
+    """The loops of a thread: the one that runs, and the one that gathers tasks for :func:`main_loop`."""
+
+    running: EventLoop | None = None
+    gathering: EventLoop | None = None
+
+
+_threads = _Threads()
+
+
+def current_loop() -> EventLoop:
+    """Return the loop that runs the caller.
+
+    Raises
+    ------
+    RuntimeError
+        If no loop does.
+    """
+    loop = _threads.running
+    if loop is None:
+        raise RuntimeError("no event loop is running here; start one with run_event_loop(coroutine)")
+    return loop
+
+
+def run_event_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run `coroutine`, and all that it starts, on a new loop from time 0; return its result.
+
+    Raises
+    ------
+    Exception
+        What the coroutine raised, or another one that nobody was waiting for.
+    RuntimeError
+        If the coroutine waits for something that never comes.
+    """
+    loop = EventLoop()
+    main = loop.spawn(coroutine)
+    try:
+        loop.run()
+    finally:
+        coroutine.close()
+    if not main.done:
+        raise RuntimeError(f"{coroutine!r} waits for a task that never ends")
+    if main.error is not None:
+        raise main.error
+    result: Result = main.result
+    return result
+
+
+def main_loop() -> None:
+    """Run what :func:`timed_coroutine` was asked for outside of any loop, until nothing is left to do."""
+    loop, _threads.gathering = _threads.gathering, None
+    if loop is not None:
+        loop.run()
+
+
+def clock() -> float:
+    """Return the simulated time in seconds."""
+    return current_loop().now
+
+
+@types.coroutine
+def sleep_until(time: float) -> Generator[float, None, None]:
+    """Wait until `time` in simulated seconds; not at all if that is past."""
+    now = current_loop().now
+    yield float(time) if time > now else now
+
+
+@types.coroutine
+def sleep(s: float) -> Generator[float, None, None]:
+    """Wait for `s` simulated seconds.
+
+    Raises
+    ------
+    InvalidConfigError
+        If `s` is negative or no finite number.
+    """
+    if not 0.0 <= s < _ENDLESS:
+        raise InvalidConfigError(f"a coroutine can sleep for a finite number of seconds >= 0, got {s!r}")
+    yield current_loop().now + float(s)
+
+
+@types.coroutine
+def wait_stream(name: Hashable, s: float) -> Generator[float, None, None]:
+    """Work for `s` seconds on a stream that does one thing after the other, in the order of asking.
+
+    Parameters
+    ----------
+    name : hashable
+        Of the stream; it comes into being when first named.
+    s : float
+        Seconds of work.
+    """
+    _check_work(name, s)
+    yield current_loop().reserve((name,), float(s))
+
+
+@types.coroutine
+def wait_multi_stream(names: Sequence[Hashable], ss: Sequence[float]) -> Generator[float, None, None]:
+    """Work on several streams at once, `ss[i]` seconds on `names[i]`; begins when all are free, ends with the last."""
+    if len(names) != len(ss) or not names:
+        raise InvalidConfigError(f"need as many seconds as streams, at least one, got {len(ss)} and {len(names)}")
+    loop = current_loop()
+    begin = loop.now
+    for name, s in zip(names, ss, strict=True):
+        _check_work(name, s)
+        begin = max(begin, loop.free_at.get(name, 0.0))
+    yield max(loop.reserve((name,), float(s), begin) for name, s in zip(names, ss, strict=True))
+
+
+_ENDLESS = float("inf")
+
+
+def _check_work(name: Hashable, s: float) -> None:
+    if not 0.0 <= s < _ENDLESS:
+        raise InvalidConfigError(f"stream {name!r} can work for a finite number of seconds >= 0, got {s!r}")
+
+
+def timed_coroutine(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Task]:
+    """Let calls of a coroutine function say when it begins.
+
+    Returns
+    -------
+    callable
+        Takes ``tstamp`` (seconds on the loop's clock) or ``delay`` (seconds from now) beside the arguments; without
+        either it begins now. It returns at once a task that can be awaited. Outside of any loop, :func:`main_loop`
+        runs what was asked for.
+    """
+
+    @wraps(function)
+    def start(*args: Any, tstamp: float | None = None, delay: float | None = None, **kwargs: Any) -> Task:
+        if tstamp is not None and delay is not None:
+            raise InvalidConfigError(f"{function.__qualname__}: give tstamp or delay, not both")
+        loop = _threads.running
+        if loop is None:
+            loop = _threads.gathering = _threads.gathering or EventLoop()
+        at = tstamp if delay is None else loop.now + delay
+        return loop.spawn(function(*args, **kwargs), at)
+
+    return start

@@ -1,0 +1,30 @@
+"""What a simulated cluster knows of its models and groups, and the checks of AlpaServe's registration calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+
+def check_new_name(name: str, known: Collection[str], override: bool) -> None:
+    """Check that a model of this name can be registered."""
+    if name in known and not override:
+        raise InvalidConfigError(f"model {name!r} is registered already; pass override=True to replace it")
+
+
+def check_new_group(group_id: int, known: Collection[int]) -> None:
+    """Check that a group of this id can be created."""
+    if group_id in known:
+        raise InvalidPlacementError(f"group {group_id} exists already")
+
+
+def check_replica(name: str, group_id: int, models: Collection[Any], groups: Collection[int]) -> None:
+    """Check that a replica of this model can be created in this group."""
+    if name not in models:
+        raise InvalidPlacementError(f"replica of {name!r}: not registered; registered: {', '.join(models)}")
+    if group_id not in groups:
+        raise InvalidPlacementError(f"replica of {name!r}: no group {group_id}")
