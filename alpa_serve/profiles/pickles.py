@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpa_serve.errors import InvalidProfileError
-from alpa_serve.profiles.result import ProfilingResult, check_parallel_config
+from alpa_serve.profiles.result import PrefillDecode, ProfilingResult, check_parallel_config
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
@@ -233,6 +233,10 @@ def _add_config(result: ProfilingResult, config: Any, data: Any, data_class: typ
     metadata = fields.get("metadata")
     if not _is_plain(metadata):
         raise InvalidProfileError(f"{where}: metadata may hold plain containers, text and numbers only")
+    # AlpaServe writes none
+    prefill_decode = fields.get("prefill_decode", {})
+    if not isinstance(prefill_decode, dict) or not prefill_decode.keys() <= latency.keys():
+        raise InvalidProfileError(f"{where}: prefill_decode must be a dict of batch sizes that latency has")
     for key, stage_latency in latency.items():
         batch_size = check_int(key, f"{where}: batch size", minimum=1, error=InvalidProfileError)
         at_size = f"{where}, batch size {batch_size}"
@@ -243,7 +247,19 @@ def _add_config(result: ProfilingResult, config: Any, data: Any, data_class: typ
             _activations(act_mem.get(key), config.pp, f"{at_size}: act_mem"),
             _figures(weight_mem, f"{at_size}: weight_mem"),
             metadata,
+            prefill_decode=_prefill_decode(prefill_decode.get(key), f"{at_size}: prefill_decode"),
         )
+
+
+def _prefill_decode(figures: Any, what: str) -> PrefillDecode | None:
+    if figures is None:
+        return None
+    if not isinstance(figures, tuple) or len(figures) != 3:
+        raise InvalidProfileError(f"{what} must be (prefill_s, decode_s_per_token, prompt_tokens)")
+    try:
+        return PrefillDecode(*figures)
+    except InvalidProfileError as error:
+        raise InvalidProfileError(f"{what}: {error}") from None
 
 
 def _figures(listed: Any, what: str) -> list[float]:

@@ -7,10 +7,10 @@ module, so the classes say that they live there.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alpa_serve.errors import InvalidProfileError
+from alpa_serve.errors import InvalidProfileError, InvalidWorkloadError
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
@@ -58,6 +58,91 @@ def check_parallel_config(config: object, where: str) -> ParallelConfig:
     )
 
 
+@dataclass(frozen=True)
+class PrefillDecode:
+    """How long a request takes by its tokens: L(n) = prefill_s + n * decode_s_per_token for n output tokens.
+
+    The first output token comes out of the prefill, and the prefill is proportional to the prompt. So with
+
+        first_token_s = (prefill_s + decode_s_per_token) * input_tokens / prompt_tokens
+
+    n output tokens take first_token_s + (n - 1) * decode_s_per_token: L(n) for a prompt of `prompt_tokens`. Where the
+    length of the measured prompts is not known, first_token_s is prefill_s + decode_s_per_token for every prompt.
+
+    Attributes
+    ----------
+    prefill_s : float
+        Seconds >= 0, the part of the measured latency that does not grow with the output.
+    decode_s_per_token : float
+        Seconds >= 0 per output token.
+    prompt_tokens : int or None
+        Tokens >= 1 of the prompts it was measured with; None if not known.
+
+    Raises
+    ------
+    InvalidProfileError
+        If a figure is out of its range.
+    """
+
+    prefill_s: float
+    decode_s_per_token: float
+    prompt_tokens: int | None
+
+    def __post_init__(self) -> None:
+        # kept as plain numbers, whatever kind was given: pickles hold them as they are
+        for name in ("prefill_s", "decode_s_per_token"):
+            seconds = check_real(getattr(self, name), name, minimum=0.0, error=InvalidProfileError)
+            object.__setattr__(self, name, seconds)
+        if self.prompt_tokens is not None:
+            tokens = check_int(self.prompt_tokens, "prompt_tokens", minimum=1, error=InvalidProfileError)
+            object.__setattr__(self, "prompt_tokens", tokens)
+
+    @property
+    def coefficients(self) -> tuple[float, float, float]:
+        """(fixed_s, s_per_input_token, s_per_further_token), the linear form of the service time.
+
+        A request takes fixed_s + s_per_input_token * input_tokens + s_per_further_token * further_tokens, where
+        further_tokens are the output tokens after the first: max(output_tokens - 1, 0).
+        """
+        first_s = self.prefill_s + self.decode_s_per_token
+        if self.prompt_tokens is None:
+            return first_s, 0.0, self.decode_s_per_token
+        return 0.0, first_s / self.prompt_tokens, self.decode_s_per_token
+
+    def first_token_s(self, input_tokens: int) -> float:
+        """Return the seconds from the start of service to the first output token.
+
+        Parameters
+        ----------
+        input_tokens : int
+            Tokens >= 0 of the prompt.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If `input_tokens` is no whole number >= 0.
+        """
+        return self.service_s(input_tokens, 1)
+
+    def service_s(self, input_tokens: int, output_tokens: int) -> float:
+        """Return the seconds from the start of service to the last output token.
+
+        Parameters
+        ----------
+        input_tokens, output_tokens : int
+            Tokens >= 0. Without output the prefill still runs, and takes as long as to the first token.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If a number of tokens is no whole number >= 0.
+        """
+        input_tokens = check_int(input_tokens, "input_tokens", minimum=0, error=InvalidWorkloadError)
+        output_tokens = check_int(output_tokens, "output_tokens", minimum=0, error=InvalidWorkloadError)
+        fixed_s, s_per_input_token, s_per_further_token = self.coefficients
+        return fixed_s + s_per_input_token * input_tokens + s_per_further_token * max(output_tokens - 1, 0)
+
+
 @dataclass
 class LatencyMemData:
     """Latency and memory of one model on one parallel configuration.
@@ -72,12 +157,28 @@ class LatencyMemData:
         Weight bytes on one device of each stage, length pp.
     metadata : object
         Anything the profiler noted.
+    prefill_decode : dict of int to PrefillDecode
+        Batch size -> prefill and decode time, where they are known.
     """
 
     latency: dict[int, list[float]] = field(default_factory=dict)
     act_mem: dict[int, list[float]] = field(default_factory=dict)
     weight_mem: list[float] = field(default_factory=list)
     metadata: Any = None
+    prefill_decode: dict[int, PrefillDecode] = field(default_factory=dict, kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # AlpaServe has no class for these figures: a pickle holds them as tuples, and nothing where there are none
+        state = dict(vars(self))
+        figures = state.pop("prefill_decode")
+        if figures:
+            state["prefill_decode"] = {batch_size: astuple(known) for batch_size, known in figures.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        figures = state.get("prefill_decode", {})
+        self.prefill_decode = {batch_size: PrefillDecode(*known) for batch_size, known in figures.items()}
 
     def add_result(
         self,
@@ -86,6 +187,8 @@ class LatencyMemData:
         act_mem: Sequence[float],
         weight_mem: Sequence[float],
         metadata: Any = None,
+        *,
+        prefill_decode: PrefillDecode | None = None,
     ) -> None:
         """Keep this measurement unless a faster one (smaller slowest stage) is there for `batch_size`.
 
@@ -100,6 +203,8 @@ class LatencyMemData:
             Weight bytes on one device of each stage.
         metadata : object
             Anything the profiler noted.
+        prefill_decode : PrefillDecode or None
+            Prefill and decode time of the same measurement, if known.
         """
         known = self.latency.get(batch_size)
         if known is None or max(latency) < max(known):
@@ -107,6 +212,10 @@ class LatencyMemData:
             self.act_mem[batch_size] = list(act_mem)
             self.weight_mem = list(weight_mem)
             self.metadata = metadata
+            # those of a slower measurement would contradict the latency
+            self.prefill_decode.pop(batch_size, None)
+            if prefill_decode is not None:
+                self.prefill_decode[batch_size] = prefill_decode
 
 
 @dataclass
@@ -134,6 +243,8 @@ class ProfilingResult:
         act_mem: Sequence[float],
         weight_mem: Sequence[float],
         metadata: Any = None,
+        *,
+        prefill_decode: PrefillDecode | None = None,
     ) -> None:
         """Add one measurement; per batch size the one with the smaller slowest stage stays.
 
@@ -147,6 +258,8 @@ class ProfilingResult:
             Bytes per stage: activations, and weights on one device of the stage.
         metadata : object
             Anything the profiler noted.
+        prefill_decode : PrefillDecode or None
+            Prefill and decode time of the same measurement, if known.
 
         Raises
         ------
@@ -161,8 +274,10 @@ class ProfilingResult:
         _check_stages(stage_latency, config.pp, f"{where}: latency")
         _check_stages(act_mem, config.pp, f"{where}: activation memory", may_be_unknown=True)
         _check_stages(weight_mem, config.pp, f"{where}: weight memory")
+        if not isinstance(prefill_decode, PrefillDecode | None):
+            raise InvalidProfileError(f"{where}: prefill_decode must be a PrefillDecode, got {prefill_decode!r}")
         data = self.para_dict.setdefault(config, LatencyMemData())
-        data.add_result(batch_size, stage_latency, act_mem, weight_mem, metadata)
+        data.add_result(batch_size, stage_latency, act_mem, weight_mem, metadata, prefill_decode=prefill_decode)
 
     def stage_latency(self, config: ParallelConfig, batch_size: int = 1) -> list[float]:
         """Return the seconds per stage, checked, on `config` at `batch_size`.
@@ -172,11 +287,7 @@ class ProfilingResult:
         InvalidProfileError
             If the profile lacks the config or the batch size, or its figures are malformed.
         """
-        config = ParallelConfig(*config)
-        where = f"profile of {self.model_name!r}, config {tuple(config)}"
-        data = self.para_dict.get(config)
-        if data is None:
-            raise InvalidProfileError(f"{where}: not profiled; profiled: {sorted(map(tuple, self.para_dict))}")
+        config, data, where = self._profiled(config)
         if batch_size not in data.latency:
             raise InvalidProfileError(f"{where}: no batch size {batch_size}; profiled: {sorted(data.latency)}")
         return _check_stages(data.latency[batch_size], config.pp, f"{where}, batch size {batch_size}: latency")
@@ -189,12 +300,37 @@ class ProfilingResult:
         InvalidProfileError
             If the profile lacks the config or its figures are malformed.
         """
+        config, data, where = self._profiled(config)
+        return max(_check_stages(data.weight_mem, config.pp, f"{where}: weight memory"))
+
+    def prefill_decode(self, config: ParallelConfig, batch_size: int = 1) -> PrefillDecode:
+        """Return the prefill and decode time on `config` at `batch_size`.
+
+        Raises
+        ------
+        InvalidProfileError
+            If the profile lacks the config, or has no such times for it at this batch size.
+        """
+        _, data, where = self._profiled(config)
+        if batch_size not in data.prefill_decode:
+            there = (
+                f"there are some for batch sizes {sorted(data.prefill_decode)}"
+                if data.prefill_decode
+                else "there is the stage latency only; profiles of alpa_serve.profiles.maveriq.load have them"
+            )
+            raise InvalidProfileError(
+                f"{where}, batch size {batch_size}: no prefill and decode times, which service='tokens' needs; {there}"
+            )
+        return data.prefill_decode[batch_size]
+
+    def _profiled(self, config: ParallelConfig) -> tuple[ParallelConfig, LatencyMemData, str]:
+        """Return the config, its figures and how messages call them; say what is profiled if it is not."""
         config = ParallelConfig(*config)
         where = f"profile of {self.model_name!r}, config {tuple(config)}"
         data = self.para_dict.get(config)
         if data is None:
             raise InvalidProfileError(f"{where}: not profiled; profiled: {sorted(map(tuple, self.para_dict))}")
-        return max(_check_stages(data.weight_mem, config.pp, f"{where}: weight memory"))
+        return config, data, where
 
 
 def _check_stages(figures: object, num_stages: int, where: str, *, may_be_unknown: bool = False) -> list[float]:

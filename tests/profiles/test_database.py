@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidProfileError
+from alpa_serve.profiles.maveriq import load
 from alpa_serve.profiling import (
     LatencyMemData,
     ParallelConfig,
+    PrefillDecode,
     ProfilingDatabase,
     ProfilingResult,
     load_test_prof_result,
@@ -365,3 +367,78 @@ def test_metadata_arrays_keep_their_shape(tmp_path):
         path.write_bytes(pickle.dumps({"m": result}, protocol))
         metadata = ProfilingDatabase(path).results["m"].para_dict[SINGLE].metadata
         assert metadata == {"rows": table.tolist(), "columns": table.tolist(), "none": b""}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_prefill_and_decode_times_are_read_back(load_pickled, protocol):
+    results = {"gptj-6b": load("gptj-6b"), "llama-2-7b": load("llama-2-7b", "int4", True)}
+    content = pickle.dumps(results, protocol)
+    assert load_pickled(results, protocol) == pickle.loads(content) == results
+
+
+# what AlpaServe has: no class for prefill and decode times, and none of its classes sets its own state
+ALPASERVE_CLASSES = {
+    "ProfilingResult": type("ProfilingResult", (), {}),
+    "LatencyMemData": type("LatencyMemData", (), {}),
+    "ParallelConfig": type("ParallelConfig", (tuple,), {"__new__": lambda cls, *degrees: tuple.__new__(cls, degrees)}),
+}
+
+
+class AlpaServeUnpickler(pickle.Unpickler):
+    """Finds what AlpaServe has."""
+
+    def find_class(self, module, name):
+        assert module == "alpa_serve.profiling"
+        return ALPASERVE_CLASSES[name]
+
+
+def test_alpaserve_reads_profiles_with_prefill_and_decode_times(tmp_path):
+    database = ProfilingDatabase(tmp_path / "profiles.pkl", new_database=True)
+    database.update(load("gptj-6b"))
+    database.materialize()
+    with (tmp_path / "profiles.pkl").open("rb") as file:
+        read = AlpaServeUnpickler(file).load()["gptj-6b"]
+    data, ours = read.para_dict[1, 1, 1], database.results["gptj-6b"].para_dict[SINGLE]
+    assert (data.latency, data.act_mem, data.weight_mem) == (ours.latency, ours.act_mem, ours.weight_mem)
+    assert all(type(figures) is tuple for figures in data.prefill_decode.values())
+
+
+def test_profiles_without_prefill_and_decode_times_are_written_as_before():
+    data = profile_with().para_dict[SINGLE]
+    assert list(data.__getstate__()) == ["latency", "act_mem", "weight_mem", "metadata"]
+
+
+def test_old_pickles_have_no_prefill_and_decode_times(load_bytes):
+    # {"m": profile of config (1, 1, 1)}, as AlpaServe writes it
+    module = b"calpa_serve.profiling\n"
+    data = b"(dVlatency\n(dI1\n(lF0.5\nassVact_mem\n(dI1\n(lF0.0\nassVweight_mem\n(lF1.0\nasVmetadata\nNs"
+    configs = b"(d" + module + b"ParallelConfig\n(I1\nI1\nI1\nt\x81" + module + b"LatencyMemData\n)\x81" + data + b"bs"
+    profile = PROFILE_CLASS + b")\x81(dVmodel_name\nVm\nsVpara_dict\n" + configs
+    content = b"(dVm\n" + profile + b"sVpreprocess_cpu\nF0.0\nsVpostprocess_cpu\nF0.0\nsbs."
+    for results in (load_bytes(content), pickle.loads(content)):
+        assert results == {"m": profile_with()}
+        assert results["m"].para_dict[SINGLE].prefill_decode == {}
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ([], "prefill_decode must be a dict"),
+        ({2: (0.1, 0.1, None)}, "prefill_decode must be a dict of batch sizes that latency has"),
+        ({1: (0.1, 0.1)}, "batch size 1: prefill_decode must be"),
+        ({1: 0.1}, "batch size 1: prefill_decode must be"),
+        ({1: (0.1, -0.1, None)}, "batch size 1: prefill_decode: decode_s_per_token must be"),
+        ({1: (0.1, 0.1, 0)}, "batch size 1: prefill_decode: prompt_tokens must be"),
+        ({1: ("0.1", 0.1, 5)}, "batch size 1: prefill_decode: prefill_s must be"),
+    ],
+)
+def test_malformed_prefill_and_decode_times_in_a_file_are_refused(refused, monkeypatch, figures, message):
+    monkeypatch.setattr(LatencyMemData, "__getstate__", lambda data: {**vars(data), "prefill_decode": figures})
+    content = pickle.dumps({"m": profile_with()})
+    refused(content, rf"profile 'm', config \(1, 1, 1\).*{message}")
+
+
+def test_figures_given_as_numpy_numbers_are_kept_as_plain_numbers():
+    figures = PrefillDecode(np.float32(0.5), np.float64(0.25), np.int64(7))
+    assert [type(figure) for figure in (figures.prefill_s, figures.decode_s_per_token)] == [float, float]
+    assert type(figures.prompt_tokens) is int

@@ -1,14 +1,17 @@
+import copy
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpa_serve.errors import InvalidProfileError
-from alpa_serve.profiling import LatencyMemData, ParallelConfig, ProfilingResult
+from alpa_serve.errors import InvalidProfileError, InvalidWorkloadError
+from alpa_serve.profiling import LatencyMemData, ParallelConfig, PrefillDecode, ProfilingResult
 
 PIPELINE = ParallelConfig(1, 1, 2)
 latencies = st.lists(st.floats(0, 100), min_size=2, max_size=2)
+seconds = st.floats(0, 100)
+tokens = st.integers(1, 10_000)
 
 
 def test_a_parallel_config_is_dp_op_pp():
@@ -109,3 +112,105 @@ def test_figures_that_were_put_in_by_hand_are_checked_when_used():
         profile.stage_latency(PIPELINE)
     with pytest.raises(InvalidProfileError, match="weight memory"):
         profile.weight_bytes(PIPELINE)
+
+
+@given(seconds, seconds, tokens, tokens)
+def test_prompts_as_measured_give_the_measured_line(prefill, decode, prompt_tokens, n):
+    figures = PrefillDecode(prefill, decode, prompt_tokens)
+    assert figures.service_s(prompt_tokens, n) == pytest.approx(prefill + n * decode, rel=1e-12)
+
+
+@given(seconds, seconds, st.integers(0, 10_000), tokens)
+def test_prompts_of_unknown_length_give_the_measured_line_for_every_prompt(prefill, decode, input_tokens, n):
+    figures = PrefillDecode(prefill, decode, None)
+    assert figures.service_s(input_tokens, n) == pytest.approx(prefill + n * decode, rel=1e-12)
+
+
+@given(seconds, seconds, tokens, tokens, st.integers(2, 9))
+def test_the_time_to_the_first_token_is_proportional_to_the_prompt(prefill, decode, prompt_tokens, input_tokens, k):
+    figures = PrefillDecode(prefill, decode, prompt_tokens)
+    assert figures.first_token_s(prompt_tokens) == pytest.approx(prefill + decode, rel=1e-12)
+    assert figures.first_token_s(k * input_tokens) == pytest.approx(k * figures.first_token_s(input_tokens), rel=1e-12)
+    assert figures.first_token_s(0) == 0
+
+
+@given(seconds, seconds, st.none() | tokens, st.integers(0, 10_000), tokens)
+def test_each_further_token_takes_the_decode_time(prefill, decode, prompt_tokens, input_tokens, n):
+    figures = PrefillDecode(prefill, decode, prompt_tokens)
+    first = figures.first_token_s(input_tokens)
+    assert figures.service_s(input_tokens, n) == pytest.approx(first + (n - 1) * decode, rel=1e-12)
+    # the prefill runs whether or not its token is wanted
+    assert figures.service_s(input_tokens, 0) == figures.service_s(input_tokens, 1) == first
+
+
+@given(seconds, seconds, st.none() | tokens, st.integers(0, 10_000), st.integers(0, 10_000))
+def test_the_coefficients_are_those_of_the_service_time(prefill, decode, prompt_tokens, input_tokens, output_tokens):
+    figures = PrefillDecode(prefill, decode, prompt_tokens)
+    fixed, per_input, per_further = figures.coefficients
+    expected = fixed + per_input * input_tokens + per_further * max(output_tokens - 1, 0)
+    assert figures.service_s(input_tokens, output_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ((-0.1, 0.1, None), "prefill_s must be a finite number >= 0, got -0.1"),
+        ((0.1, math.nan, None), "decode_s_per_token must be a finite number >= 0, got nan"),
+        ((0.1, "0.1", 5), "decode_s_per_token must be a finite number"),
+        ((0.1, 0.1, 0), "prompt_tokens must be a whole number >= 1, got 0"),
+        ((0.1, 0.1, 5.0), "prompt_tokens must be a whole number"),
+    ],
+)
+def test_malformed_prefill_and_decode_times_are_refused(figures, message):
+    with pytest.raises(InvalidProfileError, match=message):
+        PrefillDecode(*figures)
+
+
+@pytest.mark.parametrize("request_tokens", [(-1, 5), (5, -1), (1.5, 5), (5, None)])
+def test_numbers_of_tokens_are_whole_and_not_negative(request_tokens):
+    with pytest.raises(InvalidWorkloadError, match="put_tokens must be a whole number >= 0"):
+        PrefillDecode(0.1, 0.1, 5).service_s(*request_tokens)
+
+
+def test_prefill_and_decode_times_stay_with_the_faster_measurement():
+    slow, fast = PrefillDecode(1.0, 0.5, None), PrefillDecode(0.5, 0.25, 100)
+    profile = ProfilingResult("model")
+    for latency, figures in [(2, slow), (1, fast), (3, slow), (4, None)]:
+        profile.add_result(PIPELINE, 1, [latency] * 2, [0, 0], [1, 1], prefill_decode=figures)
+        profile.add_result(PIPELINE, 4, [latency] * 2, [0, 0], [1, 1], prefill_decode=slow)
+    assert profile.prefill_decode(PIPELINE) == fast
+    assert profile.prefill_decode(PIPELINE, 4) == slow
+    # those that were there belong to the slower measurement
+    profile.add_result(PIPELINE, 1, [0.5, 0.5], [0, 0], [1, 1])
+    assert profile.para_dict[PIPELINE].prefill_decode == {4: slow}
+
+
+def test_a_copy_has_the_prefill_and_decode_times_and_shares_none():
+    profile = ProfilingResult("model")
+    profile.add_result(PIPELINE, 1, [1, 1], [0, 0], [1, 1], prefill_decode=PrefillDecode(1.0, 0.5, None))
+    copied = copy.deepcopy(profile)
+    assert copied == profile
+    copied.para_dict[PIPELINE].prefill_decode.clear()
+    assert profile.prefill_decode(PIPELINE) == PrefillDecode(1.0, 0.5, None)
+
+
+def test_prefill_and_decode_times_of_another_kind_are_refused():
+    profile = ProfilingResult("some model")
+    with pytest.raises(InvalidProfileError, match=r"'some model'.*must be a PrefillDecode, got \(1.0, 0.5, None\)"):
+        profile.add_result(**GOOD, prefill_decode=(1.0, 0.5, None))
+    assert profile.para_dict == {}
+
+
+def test_absent_prefill_and_decode_times_are_refused_with_what_is_there():
+    profile = ProfilingResult("some model")
+    profile.add_result(PIPELINE, 1, [1, 1], [0, 0], [1, 1])
+    where = r"'some model', config \(1, 1, 2\), batch size"
+    with pytest.raises(
+        InvalidProfileError, match=rf"{where} 1: no prefill and decode.*stage latency only.*maveriq\.load"
+    ):
+        profile.prefill_decode(PIPELINE)
+    profile.add_result(PIPELINE, 8, [1, 1], [0, 0], [1, 1], prefill_decode=PrefillDecode(1.0, 0.5, None))
+    with pytest.raises(InvalidProfileError, match=rf"{where} 1: no prefill and decode.*for batch sizes \[8\]"):
+        profile.prefill_decode(PIPELINE)
+    with pytest.raises(InvalidProfileError, match=r"config \(1, 2, 1\): not profiled; profiled: \[\(1, 1, 2\)\]"):
+        profile.prefill_decode(ParallelConfig(1, 2, 1))
