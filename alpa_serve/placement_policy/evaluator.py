@@ -72,8 +72,8 @@ class PlacementEvaluator:
     """Evaluates placements of some models under a workload.
 
     Models and requests are compiled into arrays once, here. An evaluation simulates only those islands (groups linked
-    by the models they share) of a placement that no earlier evaluation has met: islands do not influence each other, unless
-    the rules give all groups one queue.
+    by the models they share) of a placement that no earlier evaluation has met: islands do not influence each other,
+    unless the rules give all groups one queue.
 
     Parameters
     ----------

@@ -94,8 +94,8 @@ class ServingRules:
         check_int(self.seed, "seed", minimum=0)
         if self.idle_penalty_s > 0 and math.isinf(self.idle_after_s):
             raise InvalidConfigError(
-                f"idle_penalty_s is {self.idle_penalty_s:g} s but idle_after_s is infinite, so that no group ever counts "
-                "as idle; set both or neither"
+                f"idle_penalty_s is {self.idle_penalty_s:g} s but idle_after_s is infinite, so that no group ever "
+                "counts as idle; set both or neither"
             )
 
     @property
@@ -123,7 +123,7 @@ MAVERIQ = ServingRules(
 )
 """What MaverIQ's serving of the published placements on 8 RTX A6000 was measured to do.
 
-The figures were read off five recorded runs (``benchmarks/hardware_fidelity.py --estimate`` recomputes them): the median
-of start minus the earliest possible start; the mean of service minus the profile's n - 1 decode steps, over the
-models and configs; and how much longer service took after a pause.
+The figures were read off five recorded runs (``benchmarks/hardware_fidelity.py --estimate`` recomputes them): the
+median of start minus the earliest possible start; the mean of service minus the profile's n - 1 decode steps, over
+the models and configs; and how much longer service took after a pause.
 """

@@ -136,9 +136,7 @@ def simulate_requests(
         group=np.full(n, -1, np.int32),
     )
     if detailed:
-        outcomes = replace(
-            outcomes, start=requests.arrivals.copy(), served=np.zeros(n, np.bool_), work=np.zeros(n)
-        )
+        outcomes = replace(outcomes, start=requests.arrivals.copy(), served=np.zeros(n, np.bool_), work=np.zeros(n))
     if batch_sizes is None:
         return outcomes, _run(requests, replicas, rules, outcomes, stalls, draws)
     check_batching(rules)

@@ -249,7 +249,7 @@ def _check_profiled(placement: ModelPlacement, models: ModelTable) -> None:
             if not models.has(model_id, config):
                 profiled = sorted(map(tuple, models.profiles[model_id].para_dict))
                 raise InvalidPlacementError(
-                    f"{where}: model {models.names[model_id]!r} is not profiled on {tuple(config)}; profiled: {profiled}"
+                    f"{where}: model {models.names[model_id]!r} is not profiled on it; profiled: {profiled}"
                 )
 
 
