@@ -10,6 +10,7 @@ import numpy as np
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
 from alpa_serve.profiling import ProfilingResult
 from alpa_serve.scheduling import ALPASERVE
+from alpa_serve.simulator.fast import check_batching
 from alpa_serve.simulator.problem import ModelTable, RequestTable
 from alpa_serve.simulator.simulation import simulate_segments
 from alpa_serve.simulator.stats import DEFAULT_WARMUP, compute_stats, goodput_stats, request_rate
@@ -173,7 +174,7 @@ def approximate_one_case(
     if debug:
         logger.info("placement: %s", placement)
     names = tuple(controller.profiles)
-    batch_sizes = tuple(batchsize_config) if enable_batching else None
+    batch_sizes = _batch_sizes(enable_batching, rules)
     models = ModelTable(names, tuple(controller.profiles.values()), batch_sizes or (1,), rules)
     if rules.service == "tokens":
         workload.require_tokens()
@@ -245,12 +246,20 @@ def approximate_one_case_one_placement(
     AlpaServeError
         If the requests, the placement or a profile does not fit.
     """
-    batch_sizes = tuple(batchsize_config) if enable_batching else None
+    batch_sizes = _batch_sizes(enable_batching, rules)
     models = ModelTable(model_names, prof_ress, batch_sizes or (1,), rules)
     requests = RequestTable.of_arrays(
         arrivals, model_ids, slos, len(models), input_tokens=input_tokens, output_tokens=output_tokens
     )
+    requests.check_for(rules)
     return _run(placement, models, requests, batch_sizes)
+
+
+def _batch_sizes(enable_batching: bool, rules: ServingRules) -> tuple[int, ...] | None:
+    if not enable_batching:
+        return None
+    check_batching(rules)
+    return tuple(batchsize_config)
 
 
 def _run(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError
-from alpa_serve.scheduling import ALPASERVE, stage_clocks
+from alpa_serve.errors import InvalidConfigError
+from alpa_serve.scheduling import ALPASERVE, MAVERIQ, stage_clocks
 from alpa_serve.scheduling.scheduler import dispatch_draws
 from alpa_serve.simulator.compiled import compiled
 from alpa_serve.simulator.fast_batched import simulate_batched
@@ -116,17 +116,13 @@ def simulate_requests(
         Ascending from 1, those of ``replicas.latency``; simulate batching with them. One request at a time if left
         out.
     rules : ServingRules
+        With batching, such as pass :func:`check_batching`.
     stalls : ndarray of float64, shape (num_stalls, 2), optional
         Start and end in seconds of periods, ascending and apart, during which nothing begins.
     draws : ndarray of float64, shape (n,), optional
         By which requests choose their replica at random; those of the rules' seed if left out.
     detailed : bool
         Return `start`, `served` and `work` too; not with batching.
-
-    Raises
-    ------
-    InvalidConfigError
-        If batching is asked for under rules that it does not know.
     """
     n = len(requests)
     outcomes = replace(
@@ -139,7 +135,6 @@ def simulate_requests(
         outcomes = replace(outcomes, start=requests.arrivals.copy(), served=np.zeros(n, np.bool_), work=np.zeros(n))
     if batch_sizes is None:
         return outcomes, _run(requests, replicas, rules, outcomes, stalls, draws)
-    check_batching(rules)
     simulate_batched(
         requests.arrivals,
         requests.model_ids,
@@ -193,26 +188,12 @@ def _run(
 ) -> Counts:
     num_models = len(requests.model_num_requests)
     counts = Counts(np.zeros(num_models, np.int64), np.zeros(num_models), np.zeros(replicas.num_groups, np.int64))
-    if rules.service == "tokens" and not len(requests.input_tokens) == len(requests.output_tokens) == len(requests):
-        raise InvalidWorkloadError(
-            "service='tokens' needs the token counts of every request; give input_tokens and output_tokens"
-        )
     if rules.dispatch == "least_loaded":
         draws = np.empty(0)
     elif draws is None:
         draws = dispatch_draws(rules, len(requests))
-    by_tokens = rules.service == "tokens"
-    has_delays = rules.dispatch_interval_s > 0 or rules.idle_penalty_s > 0 or (stalls is not None and len(stalls) > 0)
-    simulate = _kernel(
-        stage_clocks.source_digest(),
-        rules.execution == "exclusive",
-        rules.queueing == "global_fifo",
-        rules.dispatch == "random",
-        rules.admission == "all",
-        by_tokens,
-        has_delays,
-    )
-    simulate(
+    kind = RuleKind.of(rules, has_stalls=stalls is not None and len(stalls) > 0)
+    _kernel(stage_clocks.source_digest(), kind if kind in _SPECIALISED else None)(
         requests.arrivals,
         requests.model_ids,
         requests.slos,
@@ -224,6 +205,7 @@ def _run(
         replicas.latency,
         replicas.token_rates,
         draws,
+        kind,
         rules.fixed_overhead_s,
         rules.dispatch_interval_s,
         rules.idle_after_s,
@@ -249,21 +231,42 @@ _run_stages = compiled(stage_clocks.run_stages)
 _commit = compiled(stage_clocks.commit)
 
 
-@cache
-def _kernel(
-    source_digest: int,
-    exclusive: bool,
-    one_queue: bool,
-    at_random: bool,
-    admits_all: bool,
-    by_tokens: bool,
-    has_delays: bool,
-) -> Callable[..., None]:
-    """Return the kernel for a kind of rules.
+class RuleKind(NamedTuple):
+    """Which branches of the kernel some rules take."""
 
-    What it closes over is constant in the machine code, so that rules cost nothing where they do not apply; the code
-    is kept on disk under the same values, among them `source_digest`.
+    exclusive: bool
+    one_queue: bool
+    at_random: bool
+    admits_all: bool
+    by_tokens: bool
+    has_delays: bool
+
+    @classmethod
+    def of(cls, rules: ServingRules, has_stalls: bool = False) -> RuleKind:
+        """Return the kind of `rules`."""
+        return cls(
+            exclusive=rules.execution == "exclusive",
+            one_queue=rules.queueing == "global_fifo",
+            at_random=rules.dispatch == "random",
+            admits_all=rules.admission == "all",
+            by_tokens=rules.service == "tokens",
+            has_delays=rules.dispatch_interval_s > 0 or rules.idle_penalty_s > 0 or has_stalls,
+        )
+
+
+_SPECIALISED = (RuleKind.of(ALPASERVE), RuleKind.of(MAVERIQ))
+"""Kinds that have machine code of their own, in which branches not taken cost nothing; the others share one."""
+
+
+@cache
+def _kernel(source_digest: int, fixed: RuleKind | None) -> Callable[..., None]:
+    """Return the kernel, for rules of the kind `fixed` only if that is given.
+
+    What it closes over is constant in the machine code; and the code is kept on disk under these values, hence
+    `source_digest`.
     """
+    is_fixed = fixed is not None
+    f_exclusive, f_one_queue, f_at_random, f_admits_all, f_by_tokens, f_has_delays = fixed or (False,) * 6
 
     def simulate(
         arrivals: NDArray[np.float64],
@@ -277,6 +280,7 @@ def _kernel(
         replica_latency: NDArray[np.float64],
         token_rates: NDArray[np.float64],
         draws: NDArray[np.float64],
+        kind: RuleKind,
         overhead: float,
         dispatch_interval: float,
         idle_after: float,
@@ -294,6 +298,12 @@ def _kernel(
     ) -> None:
         """Serve the requests one after the other, adding to the counts and to the figures that are not empty."""
         _ = source_digest
+        exclusive = f_exclusive if is_fixed else kind.exclusive
+        one_queue = f_one_queue if is_fixed else kind.one_queue
+        at_random = f_at_random if is_fixed else kind.at_random
+        admits_all = f_admits_all if is_fixed else kind.admits_all
+        by_tokens = f_by_tokens if is_fixed else kind.by_tokens
+        has_delays = f_has_delays if is_fixed else kind.has_delays
         record = len(finish) > 0
         record_all = len(start) > 0
         num_groups = len(group_num_requests)

@@ -16,7 +16,7 @@ from alpa_serve.simulator.columns import check_columns, column, token_column
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from alpa_serve.placement import ModelPlacement
     from alpa_serve.scheduling import ServingRules
@@ -168,8 +168,8 @@ class RequestTable:
         slos: NDArray[np.float64],
         num_models: int,
         *,
-        input_tokens: NDArray[np.int64] | None = None,
-        output_tokens: NDArray[np.int64] | None = None,
+        input_tokens: ArrayLike | None = None,
+        output_tokens: ArrayLike | None = None,
     ) -> RequestTable:
         """Return a copy of the requests given as arrays of equal length.
 
@@ -192,6 +192,24 @@ class RequestTable:
         ]
         filled = [np.empty(0, dtype=np.int64) if known is None else known for known in tokens]
         return cls(arrivals, model_ids, slos, counts.astype(np.int64), *filled)
+
+    def check_for(self, rules: ServingRules) -> None:
+        """Check that the requests have what `rules` need.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If service is by tokens and a request has no token counts.
+        """
+        if rules.service != "tokens":
+            return
+        for what, tokens in (("input_tokens", self.input_tokens), ("output_tokens", self.output_tokens)):
+            missing = np.flatnonzero(tokens < 0)
+            if len(tokens) != len(self) or len(missing):
+                first = missing[0] if len(missing) else 0
+                raise InvalidWorkloadError(
+                    f"service='tokens' needs the token counts of every request; request {first} has no {what}"
+                )
 
     def part(self, first: int, past: int) -> RequestTable:
         """Return requests `first` to `past` - 1."""

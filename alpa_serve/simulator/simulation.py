@@ -117,7 +117,7 @@ class SimulationResult:
 
         return pd.DataFrame(
             {
-                "model": pd.Categorical.from_codes(self.model_ids, list(self.model_names)),
+                "model": pd.Categorical.from_codes(self.model_ids, pd.Index(self.model_names)),
                 "arrival_s": self.arrivals,
                 "start_s": self.start,
                 "finish_s": self.finish,
@@ -181,11 +181,13 @@ def simulate(
     segments = simulate_segments(placement, models, requests, stalls=_checked_stalls(stalls), detailed=True)
     outcomes = [outcome for outcome, _ in segments]
     return SimulationResult(
-        requests.arrivals,
-        *(
-            np.concatenate([getattr(outcome, name) for outcome in outcomes])
-            for name in ("start", "finish", "good", "group", "served", "work")
-        ),
+        arrivals=requests.arrivals,
+        start=np.concatenate([outcome.start for outcome in outcomes]),
+        finish=np.concatenate([outcome.finish for outcome in outcomes]),
+        good=np.concatenate([outcome.good for outcome in outcomes]),
+        group=np.concatenate([outcome.group for outcome in outcomes]),
+        served=np.concatenate([outcome.served for outcome in outcomes]),
+        work=np.concatenate([outcome.work for outcome in outcomes]),
         slos=requests.slos,
         model_ids=workload.model_ids.copy(),
         model_names=workload.model_names,
@@ -220,10 +222,11 @@ def simulate_segments(
     list of (RequestOutcomes, Counts)
         One per segment of arrivals, together all requests in their order.
     """
-    placements, cuts = [placement], [0, len(requests)]
     if isinstance(placement, ModelPlacementWithReplacement):
-        placements = list(placement.placements)
-        cuts = [0, *np.searchsorted(requests.arrivals, placement.start_times[1:]), len(requests)]
+        placements = placement.placements
+        cuts = [0, *np.searchsorted(requests.arrivals, placement.start_times[1:]).tolist(), len(requests)]
+    else:
+        placements, cuts = [placement], [0, len(requests)]
     # by position in the whole workload, so that a cut does not change who draws what
     draws = dispatch_draws(models.rules, len(requests))
     return [

@@ -1,0 +1,129 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alpa_serve.errors import InvalidPlacementError
+from alpa_serve.scheduling import ALPASERVE, ReplicaTiming, Scheduler
+from alpa_serve.scheduling.scheduler import dispatch_draws
+from alpa_serve.scheduling.stage_clocks import after_stalls
+
+PLAIN = replace(ALPASERVE, fixed_overhead_s=0.0)
+
+
+def scheduler_of(rules, *groups):
+    """Return a scheduler with a replica of "a" of the given stage latencies in group 0, 1, ..."""
+    scheduler = Scheduler(rules)
+    for group_id, latency in enumerate(groups):
+        scheduler.add_group(group_id)
+        scheduler.add_replica("a", group_id, ReplicaTiming(tuple(latency)))
+    return scheduler
+
+
+def test_stages_overlap_under_pipelined_execution():
+    scheduler = scheduler_of(PLAIN, [1.0, 2.0])
+    assert [scheduler.place("a", 0.0, np.inf)[1:3] for _ in range(2)] == [(0.0, 3.0), (1.0, 5.0)]
+
+
+def test_a_request_holds_its_group_to_the_end_under_exclusive_execution():
+    scheduler = scheduler_of(replace(PLAIN, execution="exclusive"), [1.0, 2.0])
+    assert [scheduler.place("a", 0.0, np.inf)[1:3] for _ in range(2)] == [(0.0, 3.0), (3.0, 6.0)]
+
+
+def test_the_group_that_is_free_first_is_chosen_and_on_a_tie_the_lowest():
+    scheduler = scheduler_of(PLAIN, [2.0], [1.0])
+    assert [scheduler.place("a", 0.0, np.inf).group_id for _ in range(4)] == [0, 1, 1, 0]
+
+
+def test_ties_go_to_the_lowest_group_whatever_the_order_of_registration():
+    scheduler = Scheduler(PLAIN)
+    for group_id in (7, 3):
+        scheduler.add_group(group_id)
+        scheduler.add_replica("a", group_id, ReplicaTiming((1.0,)))
+    assert scheduler.groups_of("a") == [3, 7]
+    assert [scheduler.place("a", 0.0, np.inf).group_id for _ in range(2)] == [3, 7]
+
+
+def test_a_request_that_would_be_late_is_dropped_and_takes_no_time():
+    scheduler = scheduler_of(replace(PLAIN, fixed_overhead_s=0.5), [1.0])
+    assert scheduler.place("a", 0.0, 1.5).end == 1.0
+    assert scheduler.place("a", 0.0, 2.4) is None
+    assert scheduler.place("a", 0.0, 2.5).begin == 1.0
+
+
+def test_everything_is_served_without_a_deadline():
+    scheduler = scheduler_of(replace(PLAIN, admission="all"), [1.0])
+    assert [scheduler.place("a", 0.0, 0.1).end for _ in range(3)] == [1.0, 2.0, 3.0]
+
+
+def test_one_queue_holds_up_requests_whose_own_group_is_idle():
+    scheduler = Scheduler(replace(PLAIN, execution="exclusive", queueing="global_fifo"))
+    for group_id, model in enumerate("ab"):
+        scheduler.add_group(group_id)
+        scheduler.add_replica(model, group_id, ReplicaTiming((5.0,)))
+    begins = [scheduler.place(model, arrival, np.inf).begin for model, arrival in zip("aab", [0, 1, 2], strict=True)]
+    assert begins == [0.0, 5.0, 5.0]
+
+
+def test_the_dispatch_interval_delays_each_start_and_parts_those_of_a_queue():
+    rules = replace(PLAIN, dispatch_interval_s=0.25)
+    apart = scheduler_of(rules, [0.0], [10.0])
+    assert [apart.place("a", 0.0, np.inf).begin for _ in range(3)] == [0.25, 0.25, 0.5]
+    together = scheduler_of(replace(rules, queueing="global_fifo"), [1.0], [10.0])
+    assert [together.place("a", 0.0, np.inf).begin for _ in range(2)] == [0.25, 0.5]
+
+
+def test_a_group_that_was_idle_takes_longer_on_every_stage():
+    scheduler = scheduler_of(replace(PLAIN, idle_after_s=10, idle_penalty_s=0.5), [1.0, 1.0])
+    ends = [scheduler.place("a", arrival, np.inf).end for arrival in (10.0, 22.0, 33.0)]
+    # 10 s of idling are not more than 10 s
+    assert ends == [12.0, 24.0, 35.0]
+    assert scheduler.place("a", 45.1, np.inf).stage_latency == [1.5, 1.5]
+
+
+def test_tokens_take_time_on_every_stage():
+    scheduler = Scheduler(PLAIN)
+    scheduler.add_group(0)
+    scheduler.add_replica("a", 0, ReplicaTiming((1.0, 2.0), input_rate=0.125, further_rate=0.5))
+    assert scheduler.place("a", 0.0, np.inf, 8, 3).stage_latency == [3.0, 4.0]
+    assert scheduler.place("a", 0.0, np.inf, 0, 0).stage_latency == [1.0, 2.0]
+
+
+def test_a_model_without_replica_is_not_served():
+    assert scheduler_of(PLAIN, [1.0]).place("b", 0.0, np.inf) is None
+
+
+def test_replicas_that_do_not_fit_are_refused():
+    scheduler = scheduler_of(PLAIN, [1.0])
+    with pytest.raises(InvalidPlacementError, match="group 0 exists"):
+        scheduler.add_group(0)
+    with pytest.raises(InvalidPlacementError, match=r"replica of 'b': no group 4; groups: \[0\]"):
+        scheduler.add_replica("b", 4, ReplicaTiming((1.0,)))
+    with pytest.raises(InvalidPlacementError, match="group 0 has a replica of 'a' already"):
+        scheduler.add_replica("a", 0, ReplicaTiming((1.0,)))
+    with pytest.raises(InvalidPlacementError, match=r"group 0 has 1 stages, but the replica of 'b' has 2"):
+        scheduler.add_replica("b", 0, ReplicaTiming((1.0, 1.0)))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 3000))
+def test_random_dispatch_takes_the_draws_of_the_compiled_simulator(seed, count):
+    rules = replace(PLAIN, dispatch="random", seed=seed)
+    scheduler = scheduler_of(rules, [0.0], [0.0], [0.0])
+    chosen = [scheduler.place("a", 0.0, np.inf).group_id for _ in range(count)]
+    assert chosen == (3 * dispatch_draws(rules, count)).astype(int).tolist()
+
+
+def test_random_dispatch_is_uniform_and_follows_the_seed():
+    rules = replace(PLAIN, dispatch="random", seed=5)
+    chosen = [scheduler_of(rules, [0.0], [0.0]).place("a", 0.0, np.inf).group_id for _ in range(3)]
+    assert len(set(chosen)) == 1
+    draws = dispatch_draws(rules, 100_000)
+    assert abs(draws.mean() - 0.5) < 0.01
+    assert 0 <= draws.min() <= draws.max() < 1
+
+
+def test_nothing_begins_during_a_stall():
+    starts, ends = [1.0, 2.0], [2.0, 3.0]
+    assert [after_stalls(t, starts, ends) for t in (0.9, 1.0, 1.5, 2.0, 3.0)] == [0.9, 3.0, 3.0, 3.0, 3.0]

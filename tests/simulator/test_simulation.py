@@ -1,0 +1,448 @@
+"""The plain way in: every rule against an oracle, and the laws that hold whatever the rules."""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alpa_serve.errors import (
+    InvalidConfigError,
+    InvalidPlacementError,
+    InvalidProfileError,
+    InvalidWorkloadError,
+)
+from alpa_serve.placement import ModelData, ModelPlacement, ModelPlacementWithReplacement
+from alpa_serve.placement_policy import ClusterEnv, PlacementEvaluator
+from alpa_serve.profiles import maveriq
+from alpa_serve.profiles.result import PrefillDecode
+from alpa_serve.profiling import ParallelConfig, load_test_prof_result, load_test_prof_result_v2
+from alpa_serve.scheduling import ALPASERVE, MAVERIQ, ServingRules
+from alpa_serve.simulator import simulate
+from alpa_serve.simulator.controller import approximate_one_case, approximate_one_case_one_placement
+from alpa_serve.simulator.workload import GammaProcess, Workload
+from alpa_serve.util import GB
+
+RULES = st.builds(
+    ServingRules,
+    execution=st.sampled_from(["pipelined", "exclusive"]),
+    queueing=st.sampled_from(["per_group", "global_fifo"]),
+    dispatch=st.sampled_from(["least_loaded", "random"]),
+    admission=st.sampled_from(["deadline", "all"]),
+    service=st.sampled_from(["profile", "tokens"]),
+    stage_penalty=st.sampled_from([0.0, 0.009]),
+    fixed_overhead_s=st.sampled_from([0.0, 0.011]),
+    dispatch_interval_s=st.sampled_from([0.0, 0.0, 0.007]),
+    request_overhead_s=st.sampled_from([0.0, 0.02]),
+    idle_after_s=st.sampled_from([0.04, 0.5]),
+    idle_penalty_s=st.sampled_from([0.0, 0.0, 0.03]),
+    seed=st.integers(0, 3),
+)
+
+
+class Case(NamedTuple):
+    """Arguments of simulate()."""
+
+    placement: ModelPlacement
+    models: list
+    workload: Workload
+
+
+@pytest.fixture(scope="session")
+def cases(simulator_problems):
+    """Return a hypothesis strategy of small Cases with tokens, uneven stages and requests for unknown models."""
+
+    @st.composite
+    def draw_case(draw):
+        problem = draw(simulator_problems)
+        names = [f"m{i}" for i in range(len(problem.profiles))]
+        for profile in problem.profiles:
+            for config, data in profile.para_dict.items():
+                seconds = sum(data.latency[1])
+                prompt = draw(st.sampled_from([None, 100]))
+                data.prefill_decode[1] = PrefillDecode(seconds / 4, seconds / 8 / config.op, prompt)
+        tokens = st.lists(st.sampled_from([0, 1, 2, 9]), min_size=len(problem.arrivals), max_size=len(problem.arrivals))
+        workload = Workload.from_columns(
+            problem.arrivals,
+            np.where(problem.model_ids < 0, len(names), problem.model_ids),
+            [*names, "unknown"],
+            problem.slos,
+            input_tokens=[10 * count for count in draw(tokens)],
+            output_tokens=draw(tokens),
+        )
+        models = [ModelData(name, 1.0, 1.0, 1.0, prof) for name, prof in zip(names, problem.profiles, strict=True)]
+        return Case(problem.placement, models, workload)
+
+    return draw_case()
+
+
+def stage_seconds(profile, config, rules, inputs, outputs):
+    """Return what each stage takes, the idle penalty apart."""
+    slower = 1 + rules.stage_penalty * config.pp
+    if rules.service == "tokens":
+        stages = [profile.prefill_decode(config).service_s(inputs, outputs) / config.pp] * config.pp
+    else:
+        stages = profile.para_dict[config].latency[1]
+    return [stage * slower + rules.request_overhead_s / config.pp for stage in stages]
+
+
+def oracle(case, rules):
+    """Serve the requests one by one, as the rules' docstrings say: (group, start, finish, good, work) of each."""
+    configs = case.placement.group_configs
+    names = {model.name: i for i, model in enumerate(case.models)}
+    stage_free = [[0.0] * config.pp for config in configs]
+    last_start, outcomes = {}, []
+    draws = np.random.default_rng(rules.seed).random(len(case.workload))
+    for request, draw in zip(case.workload.requests, draws, strict=True):
+        arrival = float(case.workload.arrivals[request.idx])
+        model = names.get(request.model_name)
+        holding = [g for g, members in enumerate(case.placement.group_models) if model in members]
+        if not holding:
+            outcomes.append((-1, arrival, arrival, False, 0.0))
+            continue
+        if rules.dispatch == "random":
+            group = holding[int(draw * len(holding))]
+        else:
+            group = min(holding, key=lambda g: max(stage_free[g]))
+        config, free = configs[group], stage_free[group]
+        queue = "all" if rules.queueing == "global_fifo" else group
+        ready = max(free) if rules.execution == "exclusive" else free[0]
+        start = max(arrival, ready, last_start.get(queue, 0.0)) + rules.dispatch_interval_s
+        seconds = stage_seconds(
+            case.models[model].profiling_result, config, rules, request.input_tokens, request.output_tokens
+        )
+        if start - max(free) > rules.idle_after_s:
+            seconds = [stage + rules.idle_penalty_s for stage in seconds]
+        t, ends = start, []
+        for stage, until in zip(seconds, free, strict=True):
+            t = max(t, until) + stage
+            ends.append(t)
+        finish = t + rules.fixed_overhead_s
+        slo = math.inf if request.slo is None else request.slo
+        good = finish - arrival <= slo
+        if good or rules.admission == "all":
+            stage_free[group] = [t] * config.pp if rules.execution == "exclusive" else ends
+            last_start[queue] = start
+            outcomes.append((group, start, finish, good, sum(seconds)))
+        else:
+            outcomes.append((group, arrival, arrival, False, 0.0))
+    return outcomes
+
+
+def nearly_on_time(case, outcomes):
+    """Whether some request is so close to its SLO that rounding decides."""
+    slack = [
+        finish - arrival - slo
+        for (_, _, finish, _, _), arrival, slo in zip(outcomes, case.workload.arrivals, case.workload.slos, strict=True)
+    ]
+    return any(abs(seconds) < 1e-9 for seconds in slack)
+
+
+@given(data=st.data(), rules=RULES)
+@settings(deadline=None, max_examples=300)
+def test_every_request_fares_as_the_oracle_says_under_all_rules(cases, data, rules):
+    case = data.draw(cases)
+    outcomes = oracle(case, rules)
+    result = simulate(*case, rules)
+    if nearly_on_time(case, outcomes):
+        return
+    assert result.group.tolist() == [group for group, *_ in outcomes]
+    assert result.good.tolist() == [good for _, _, _, good, _ in outcomes]
+    for name, column in (("start", 1), ("finish", 2), ("work", 4)):
+        expected = [outcome[column] for outcome in outcomes]
+        np.testing.assert_allclose(getattr(result, name), expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@given(data=st.data(), rules=RULES)
+@settings(deadline=None, max_examples=100)
+def test_every_request_ends_exactly_once(cases, data, rules):
+    case = data.draw(cases)
+    result = simulate(*case, rules)
+    n = len(case.workload)
+    assert len(result) == len(result.served) == len(result.finish) == n
+    placed = result.group >= 0
+    assert not (result.good & ~result.served).any()
+    assert not (result.served & ~placed).any()
+    np.testing.assert_array_equal(result.served, placed if rules.admission == "all" else result.good)
+    np.testing.assert_array_equal(result.finish[~result.served], result.arrivals[~result.served])
+    assert (result.start >= result.arrivals).all()
+    assert (result.finish >= result.start).all()
+    assert result.group_num_requests.sum() == placed.sum()
+    assert (result.good == (result.served & (result.latency <= result.slos))).all()
+
+
+@given(data=st.data(), rules=RULES)
+@settings(deadline=None, max_examples=100)
+def test_no_device_serves_two_requests_at_once_under_exclusive_execution(cases, data, rules):
+    rules = replace(rules, execution="exclusive")
+    case = data.draw(cases)
+    result = simulate(*case, rules)
+    for group in range(result.num_groups):
+        mine = result.served & (result.group == group)
+        start, end = result.start[mine], result.finish[mine] - rules.fixed_overhead_s
+        assert (start[1:] >= end[:-1] - 1e-12).all()
+
+
+@given(data=st.data(), rules=RULES)
+@settings(deadline=None, max_examples=100)
+def test_requests_start_in_the_order_of_arrival_under_one_queue(cases, data, rules):
+    case = data.draw(cases)
+    result = simulate(*case, replace(rules, queueing="global_fifo"))
+    assert (np.diff(result.start[result.served]) >= 0).all()
+
+
+@given(data=st.data(), rules=RULES)
+@settings(deadline=None, max_examples=100)
+def test_the_total_busy_time_is_the_sum_of_the_served_work(cases, data, rules):
+    case = data.draw(cases)
+    rules = replace(rules, idle_penalty_s=0.0)
+    result = simulate(*case, rules)
+    expected = np.zeros(result.num_groups)
+    for request, group, served in zip(case.workload.requests, result.group, result.served, strict=True):
+        if served:
+            profile = case.models[int(request.model_name[1:])].profiling_result
+            config = case.placement.group_configs[group]
+            expected[group] += sum(stage_seconds(profile, config, rules, request.input_tokens, request.output_tokens))
+    np.testing.assert_allclose(result.group_work, expected, rtol=1e-9, atol=1e-12)
+    if rules.execution == "exclusive":
+        busy = np.where(result.served, result.finish - rules.fixed_overhead_s - result.start, 0.0)
+        np.testing.assert_allclose(busy, result.work, rtol=1e-9, atol=1e-12)
+
+
+@given(data=st.data(), rules=RULES)
+@settings(deadline=None, max_examples=100)
+def test_adding_capacity_never_changes_the_past(cases, data, rules):
+    case = data.draw(cases)
+    model = data.draw(st.sampled_from(range(len(case.models))))
+    config = data.draw(st.sampled_from(sorted(case.models[model].profiling_result.para_dict)))
+    more = ModelPlacement([*case.placement.group_configs, config], [*case.placement.group_models, [model]])
+    first = next((r.idx for r in case.workload.requests if r.model_name == f"m{model}"), len(case.workload))
+    before, after = simulate(*case, rules), simulate(more, *case[1:], rules)
+    for name in ("start", "finish", "good", "group", "served", "work"):
+        np.testing.assert_array_equal(getattr(before, name)[:first], getattr(after, name)[:first])
+
+
+@given(data=st.data(), rules=RULES)
+@settings(deadline=None, max_examples=100)
+def test_later_requests_never_change_the_past(cases, data, rules):
+    case = data.draw(cases)
+    cut = data.draw(st.integers(0, len(case.workload)))
+    whole, part = simulate(*case, rules), simulate(*case[:2], case.workload[:cut], rules)
+    for name in ("start", "finish", "good", "group", "served", "work"):
+        np.testing.assert_array_equal(getattr(whole, name)[:cut], getattr(part, name))
+
+
+@given(data=st.data(), rules=RULES)
+@settings(deadline=None, max_examples=60)
+def test_every_way_in_gives_the_same_figures(serving_case_of, cases, data, rules):
+    case = data.draw(cases)
+    result = simulate(*case, rules)
+    stats, _ = approximate_one_case(serving_case_of(case.models, case.workload, case.placement), warmup=0, rules=rules)
+    ours = result.stats()
+    for name in ("goodput", "latency_mean", "num_requests", "request_rate", "group_num_requests"):
+        assert getattr(ours, name) == getattr(stats, name), name
+    for one, other in zip(ours.per_model_stats, stats.per_model_stats, strict=True):
+        assert (one.name, one.goodput, one.latency.tolist()) == (other.name, other.goodput, other.latency.tolist())
+    evaluation = PlacementEvaluator(case.models, ClusterEnv(64, 64 * GB), case.workload, rules=rules).evaluate(
+        case.placement
+    )
+    assert evaluation.goodput == result.goodput
+    assert evaluation.group_num_requests.tolist() == result.group_num_requests.tolist()
+    n = max(len(case.workload), 1)
+    assert evaluation.latency_mean == pytest.approx(result.latency.sum() / n, rel=1e-9, abs=1e-12)
+    run = approximate_one_case_one_placement(
+        case.placement,
+        [model.name for model in case.models],
+        [model.profiling_result for model in case.models],
+        np.where(case.workload.model_ids == len(case.models), -1, case.workload.model_ids),
+        case.workload.slos,
+        case.workload.arrivals,
+        rules=rules,
+        input_tokens=case.workload.input_tokens,
+        output_tokens=case.workload.output_tokens,
+    )
+    np.testing.assert_array_equal(run.finish, result.finish)
+
+
+PROFILE = load_test_prof_result("test-2GB-100ms")
+ONE = ParallelConfig(1, 1, 1)
+
+
+def gamma_case(num_models=2, **options):
+    names = [f"m{i}" for i in range(num_models)]
+    models = [ModelData(name, 0.5, 5.0, 2.0, PROFILE) for name in names]
+    parts = [GammaProcess(5, 2).generate_workload(name, 0, 50, slo=0.5, seed=i) for i, name in enumerate(names)]
+    placement = ModelPlacement([ONE, ONE], [[0, 1], [1]])
+    return Case(placement, models, Workload.merge(*parts))
+
+
+def test_alpaserve_is_what_is_simulated_if_no_rules_are_given():
+    case = gamma_case()
+    np.testing.assert_array_equal(simulate(*case).finish, simulate(*case, ALPASERVE).finish)
+
+
+def test_equal_seeds_dispatch_alike_and_others_do_not():
+    case = gamma_case()
+    one, same, other = (
+        simulate(*case, replace(ALPASERVE, dispatch="random", seed=seed)).group.tolist() for seed in (1, 1, 2)
+    )
+    assert one == same != other
+
+
+def test_a_replacement_starts_each_segment_with_fresh_clocks_and_keeps_the_draws(profile_of):
+    case = gamma_case()
+    rules = replace(MAVERIQ, service="profile", idle_penalty_s=0.0)
+    switching = ModelPlacementWithReplacement([0.0, 20.0], [case.placement, case.placement])
+    result = simulate(switching, *case[1:], rules)
+    past = int(np.searchsorted(case.workload.arrivals, 20.0))
+    whole = simulate(*case, rules)
+    np.testing.assert_array_equal(result.group, whole.group)
+    np.testing.assert_array_equal(result.finish[:past], whole.finish[:past])
+    assert result.start[past] == case.workload.arrivals[past] + rules.dispatch_interval_s
+    assert result.num_groups == 2
+
+
+def test_nothing_starts_during_a_stall():
+    case = gamma_case()
+    result = simulate(*case, MAVERIQ_BY_PROFILE, stalls=[(5.0, 8.0), (20.0, 21.5)])
+    assert not ((result.start >= 5.0) & (result.start < 8.0)).any()
+    assert (result.start == 8.0).any()
+    assert not ((result.start >= 20.0) & (result.start < 21.5)).any()
+
+
+MAVERIQ_BY_PROFILE = replace(MAVERIQ, service="profile")
+
+
+@pytest.mark.parametrize(
+    ("stalls", "message"),
+    [
+        ([1.0, 2.0], "pairs"),
+        ([(1.0, 2.0, 3.0)], "pairs"),
+        ([(2.0, 1.0)], "ascending"),
+        ([(1.0, 3.0), (2.0, 4.0)], "ascending"),
+        ([(1.0, math.inf)], "finite"),
+    ],
+)
+def test_stalls_that_make_no_sense_are_refused(stalls, message):
+    with pytest.raises(InvalidWorkloadError, match=message):
+        simulate(*gamma_case(), stalls=stalls)
+
+
+def test_the_frame_has_a_row_per_request():
+    case = gamma_case()
+    result = simulate(*case)
+    frame = result.to_frame()
+    assert len(frame) == len(case.workload)
+    assert list(frame.columns) == [
+        "model", "arrival_s", "start_s", "finish_s", "latency_s", "work_s", "slo_s", "served", "good", "group",
+    ]  # fmt: skip
+    assert frame["model"].astype(str).tolist() == [request.model_name for request in case.workload.requests]
+    assert frame["latency_s"].tolist() == (result.finish - case.workload.arrivals).tolist()
+
+
+def test_statistics_cut_the_warm_up():
+    result = simulate(*gamma_case())
+    assert result.stats().num_requests == len(result)
+    assert result.stats(warmup=5).num_requests < len(result)
+
+
+def test_an_empty_workload_gives_an_empty_result():
+    case = gamma_case()
+    result = simulate(case.placement, case.models, Workload.empty(), MAVERIQ_BY_PROFILE)
+    assert len(result) == 0
+    assert (result.goodput, result.group_num_requests.tolist(), len(result.to_frame())) == (0.0, [0, 0], 0)
+
+
+def test_the_result_keeps_its_figures_when_the_workload_changes():
+    case = gamma_case()
+    result = simulate(*case)
+    slos = result.slos.copy()
+    case.workload.requests[0].slo = 77.0
+    np.testing.assert_array_equal(result.slos, slos)
+
+
+def test_a_config_that_the_profile_lacks_is_named():
+    case = gamma_case()
+    placement = ModelPlacement([ONE, ParallelConfig(1, 8, 1)], [[0], [1]])
+    with pytest.raises(InvalidPlacementError, match=r"group 1 \(1, 8, 1\): model 'm1' is not profiled on it; profiled"):
+        simulate(placement, *case[1:])
+
+
+def test_a_model_that_is_not_there_is_named():
+    case = gamma_case()
+    with pytest.raises(InvalidPlacementError, match=r"group 1 .*no model 2; models are 0 to 1"):
+        simulate(ModelPlacement([ONE, ONE], [[0], [2]]), *case[1:])
+
+
+def test_two_models_of_one_name_are_refused():
+    case = gamma_case()
+    with pytest.raises(InvalidConfigError, match="model names must differ"):
+        simulate(case.placement, [case.models[0]] * 2, case.workload)
+
+
+def test_tokens_that_are_needed_but_absent_are_named(serving_case_of):
+    case = gamma_case()
+    with pytest.raises(InvalidWorkloadError, match=r"requests have no input_tokens.*request 0"):
+        simulate(*case, MAVERIQ)
+    with pytest.raises(InvalidWorkloadError, match="requests have no input_tokens"):
+        PlacementEvaluator(case.models, ClusterEnv(2, 24 * GB), case.workload, rules=MAVERIQ)
+    with pytest.raises(InvalidWorkloadError, match="requests have no input_tokens"):
+        approximate_one_case(serving_case_of(case.models, case.workload, case.placement), rules=MAVERIQ)
+    names, profiles = [model.name for model in case.models], [model.profiling_result for model in case.models]
+    columns = case.workload.model_ids, case.workload.slos, case.workload.arrivals
+    with pytest.raises(InvalidWorkloadError, match="request 0 has no input_tokens"):
+        approximate_one_case_one_placement(case.placement, names, profiles, *columns, rules=MAVERIQ)
+    some = np.where(np.arange(len(case.workload)) == 3, -1, 7)
+    with pytest.raises(InvalidWorkloadError, match="request 3 has no output_tokens"):
+        approximate_one_case_one_placement(
+            case.placement, names, profiles, *columns, rules=MAVERIQ, input_tokens=0, output_tokens=some
+        )
+
+
+def test_a_profile_without_prefill_and_decode_times_is_named():
+    placement = ModelPlacement([ParallelConfig(1, 4, 2)], [[0]])
+    models = [ModelData("m0", 5.0, 1.0, 1.0, load_test_prof_result_v2("falcon-40b"))]
+    workload = Workload.from_columns([0.0], [0], ["m0"], input_tokens=0, output_tokens=20)
+    with pytest.raises(InvalidProfileError, match=r"'falcon-40b'.*prefill and decode"):
+        simulate(placement, models, workload, MAVERIQ)
+
+
+def test_a_single_request_takes_its_decode_steps_under_maveriqs_rules():
+    profile = maveriq.load("falcon-40b")
+    config = ParallelConfig(1, 4, 2)
+    models = [ModelData("m0", 5.0, 1.0, 1.0, profile)]
+    workload = Workload.from_columns([1.0], [0], ["m0"], 5.0, input_tokens=0, output_tokens=20)
+    result = simulate(ModelPlacement([config], [[0]]), models, workload, MAVERIQ)
+    decode = profile.prefill_decode(config).decode_s_per_token
+    expected = MAVERIQ.dispatch_interval_s + MAVERIQ.request_overhead_s + 19 * decode
+    assert result.latency[0] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"execution": "exclusive"},
+        {"queueing": "global_fifo"},
+        {"dispatch": "random"},
+        {"admission": "all"},
+        {"service": "tokens"},
+        {"dispatch_interval_s": 0.01},
+        {"request_overhead_s": 0.01},
+        {"idle_after_s": 1.0, "idle_penalty_s": 0.01},
+    ],
+)
+def test_batching_refuses_rules_that_it_does_not_know(serving_case_of, change):
+    case = gamma_case()
+    workload = Workload.from_columns(
+        case.workload.arrivals, case.workload.model_ids, case.workload.model_names, input_tokens=1, output_tokens=1
+    )
+    name = list(change)[-1]
+    with pytest.raises(InvalidConfigError, match=f"batching is simulated with {name}="):
+        approximate_one_case(
+            serving_case_of(case.models, workload, case.placement),
+            enable_batching=True,
+            rules=replace(ALPASERVE, **change),
+        )
