@@ -43,9 +43,9 @@ def _services(run: RecordedRun) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row per served request: model, op, pp, service_s, gap_s (seconds from the end of the request before it on its devices, or from 0, to its start) and delay_s (seconds
-        from when it could have started, by its arrival, its devices and the start of the request before it, to its
-        start).
+        A row per served request: model, op, pp, service_s, gap_s (seconds from the end of the request before it on its
+        devices, or from 0, to its start) and delay_s (seconds from when it could have started, by its arrival, its
+        devices and the start of the request before it, to its start).
     """
     served = run.served.reset_index(drop=True)
     replicas = [run.replicas[client_id] for client_id in served["client_id"]]
