@@ -132,14 +132,16 @@ def attained(row, prediction):
 
 
 def latency_table(rows, prediction):
-    made = table("<run", "calibrated", "served", "predicted", "mean (s)  error", "p90 (s)  error", "p99 (s)  error")
+    calibrated = any(row["calibrated"] for row in rows)
+    columns = ["<run", "served", "predicted", "mean (s)  error", "p90 (s)  error", "p99 (s)  error"]
+    made = table(*columns, *(["calibrated"] if calibrated else []))
     for row in rows:
         made.add_row(
             called(row),
-            f"{row['calibrated']} of {row['cells']}",
             str(row["measured"]["num_served"]),
             str(row[prediction]["num_served"]),
             *(against(row, prediction, figure) for figure in LATENCIES),
+            *([f"{row['calibrated']} of {row['cells']}"] if calibrated else []),
         )
     return made
 
