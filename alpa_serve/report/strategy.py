@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alpa_serve.placement_policy import PlacementEvaluator
+from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.util import GB
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement, ReplicaDeployment
     from alpa_serve.placement_policy.evaluator import Evaluation
+    from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
 
 # rich's SIMPLE_HEAD with plain dashes: the text goes to files and to terminals that know ASCII only
@@ -29,6 +31,7 @@ def format_strategy(
     model_labels: Sequence[str],
     cluster_env: ClusterEnv,
     workload: Workload,
+    rules: ServingRules = ALPASERVE,
 ) -> str:
     """Write a placement and what it attains as text.
 
@@ -41,13 +44,15 @@ def format_strategy(
     cluster_env : ClusterEnv
     workload : Workload
         What the placement is simulated with.
+    rules : ServingRules
+        How the cluster serves.
 
     Returns
     -------
     str
         Lines without trailing blanks: groups, models, models that are not placed, the placement, the deployment.
     """
-    evaluator = PlacementEvaluator(model_datas, cluster_env, workload)
+    evaluator = PlacementEvaluator(model_datas, cluster_env, workload, rules=rules)
     evaluation = evaluator.evaluate(placement)
     called = [f"{data.name} {label}" for data, label in zip(model_datas, model_labels, strict=True)]
     sections = [

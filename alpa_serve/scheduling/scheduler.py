@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alpa_serve.errors import InvalidPlacementError
-from alpa_serve.scheduling.stage_clocks import choose_replica, commit, earliest_begin, run_stages
+from alpa_serve.scheduling.stage_clocks import begin_in_queue, choose_replica, commit, ready_at, run_stages
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -153,12 +153,8 @@ class Scheduler:
         num_stages = len(clocks)
         busy_until = self._busy_until[group_id]
         queue = 0 if self._one_queue else group_id
-        begin = earliest_begin(
-            arrival,
-            busy_until if self._exclusive else clocks[0],
-            self._last_begin.get(queue, 0.0),
-            rules.dispatch_interval_s,
-        )
+        ready = ready_at(arrival, busy_until if self._exclusive else clocks[0])
+        begin = begin_in_queue(ready, self._last_begin.get(queue, 0.0), rules.dispatch_interval_s)
         extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)
         if begin - busy_until > rules.idle_after_s:
             extra += rules.idle_penalty_s

@@ -41,19 +41,21 @@ def choose_replica(busy_until: Sequence, replica_group: Sequence, first: int, pa
     return chosen
 
 
-def earliest_begin(arrival: float, free_at: float, last_begin: float, dispatch_interval: float) -> float:
-    """Return when a request begins on its group.
+def ready_at(arrival: float, free_at: float) -> float:
+    """Return when a request could begin, were it alone in its queue.
 
     Parameters
     ----------
     arrival : float
     free_at : float
-        When its first stage (under exclusive execution, its whole group) is free.
-    last_begin : float
-        When the request before it in its queue begins; 0 if none does.
-    dispatch_interval : float
+        When the first stage of its group (under exclusive execution, the whole group) is free.
     """
-    return max(max(arrival, free_at), last_begin) + dispatch_interval
+    return max(arrival, free_at)
+
+
+def begin_in_queue(ready: float, last_begin: float, dispatch_interval: float) -> float:
+    """Return when a request begins that is ready at `ready` and follows one that begins at `last_begin` (0 if none)."""
+    return max(ready, last_begin) + dispatch_interval
 
 
 def after_stalls(begin: float, stall_starts: Sequence, stall_ends: Sequence) -> float:

@@ -225,7 +225,8 @@ def _run(
 
 
 _choose_replica = compiled(stage_clocks.choose_replica)
-_earliest_begin = compiled(stage_clocks.earliest_begin)
+_ready_at = compiled(stage_clocks.ready_at)
+_begin_in_queue = compiled(stage_clocks.begin_in_queue)
 _after_stalls = compiled(stage_clocks.after_stalls)
 _run_stages = compiled(stage_clocks.run_stages)
 _commit = compiled(stage_clocks.commit)
@@ -332,13 +333,13 @@ def _kernel(source_digest: int, fixed: RuleKind | None) -> Callable[..., None]:
             if by_tokens:
                 further = max(output_tokens[i] - 1, 0)
                 extra = token_rates[replica, 0] * input_tokens[i] + token_rates[replica, 1] * further
+            begin = _ready_at(arrival, free_at)
+            if one_queue or has_delays:
+                begin = _begin_in_queue(begin, last_begin[queue], dispatch_interval)
             if has_delays:
-                begin = _earliest_begin(arrival, free_at, last_begin[queue], dispatch_interval)
                 begin = _after_stalls(begin, stall_starts, stall_ends)
                 if begin - busy_until[chosen] > idle_after:
                     extra += idle_penalty
-            else:
-                begin = _earliest_begin(arrival, free_at, last_begin[0] if one_queue else 0.0, 0.0)
             end = _run_stages(begin, clocks[chosen], replica_latency[replica, 0], num_stages, extra, ends)
             latency = end + overhead - arrival
             group_num_requests[chosen] += 1

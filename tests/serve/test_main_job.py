@@ -251,6 +251,18 @@ def test_a_line_that_was_cut_short_is_not_continued(output_of, tmp_path):
     assert results.read_text() == first + first.splitlines(keepends=True)[1]
 
 
+def test_maveriqs_rules_predict_what_alpaserves_do_not(output_of, tmp_path):
+    results = tmp_path / "results.csv"
+    for rules in ("alpaserve", "maveriq"):
+        output_of("--rules", rules, "--scale-rate", "0.1", "--output", results)
+    with results.open(newline="", encoding="utf-8") as file:
+        published, measured = csv.DictReader(file)
+    assert (published["rules"], measured["rules"]) == ("alpaserve", "maveriq")
+    assert float(published["slo_attainment"]) == 1.0
+    assert float(measured["slo_attainment"]) < 0.9
+    assert float(measured["latency_mean_s"]) > 10 * float(published["latency_mean_s"])
+
+
 def test_flags_change_what_they_name_and_keep_the_rest_of_edited_model_datas(tmp_path):
     edit = ('load_test_prof_result_v2(model["name"]),', 'load_test_prof_result_v2("gptj-6b"),')
     plain = edited_job(tmp_path, edit, ("slo = 5.0", "slo = 5.0"))

@@ -22,6 +22,7 @@ from alpa_serve.experiments.published import read_entries, recompute
 from alpa_serve.placement_policy import ClusterEnv, ModelData, PlacementEvaluator
 from alpa_serve.profiling import load_test_prof_result_v2
 from alpa_serve.report.strategy import format_strategy
+from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.simulator.trace_workload import model_slo
 from alpa_serve.simulator.workload import WorkloadFromTrace
 from alpa_serve.trace.llm import BUILT_IN_TRACES, load_azure_llm_trace
@@ -31,6 +32,7 @@ from alpa_serve.util import GB
 
 scale_rate = 0.4  # factor on the requests per minute of the trace
 trace_name = "Conversation"  # "Conversation" | "Coding" | a file like AzureLLMInferenceTrace_conv.csv
+rules_name = "alpaserve"  # how the cluster serves: "alpaserve" as published | "maveriq" as measured on real hardware
 slo = 5.0  # factor on the time that a single request takes: TTFT + TPOT * output_length
 
 # the models to deploy, in the order of loading; load_time counts steps of 30 s, requests for a model name m{id}
@@ -42,7 +44,7 @@ model_list = [
 ]
 
 # the same models as the search takes them: name, SLO in s, requests/s, cv, profile. The search replays the trace, so
-# rate and cv matter only to policies that work without one
+# rate and cv matter only to policies that work without one. Rules other than "alpaserve" bring profiles of their own
 model_datas = [
     ModelData(
         f"m{model['id']}",
@@ -69,6 +71,7 @@ CSV_COLUMNS = (
     "mem_budget_gib",
     "num_devices_per_node",
     "published_naming",
+    "rules",
     "num_requests",
     "slo_attainment",
     "latency_mean_s",
@@ -101,6 +104,13 @@ def parse_args(argv):
         help="alpaserve-star: one group over all devices that holds every model (default: %(default)s)",
     )
     parser.add_argument(
+        "--rules",
+        choices=list(maveriq.RULES),
+        default=rules_name,
+        help="how the cluster serves: as AlpaServe takes for granted, or as MaverIQ's hardware was measured to, with "
+        "profiles as measured (default: %(default)s)",
+    )
+    parser.add_argument(
         "--published-naming",
         action="store_true",
         help="name models by position from m0, as the published experiments did: requests go to the next model",
@@ -110,7 +120,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def solve_with_progress(baseline, datas, cluster, workload):
+def solve_with_progress(baseline, datas, cluster, workload, rules):
     """Search with a progress bar on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -122,7 +132,7 @@ def solve_with_progress(baseline, datas, cluster, workload):
                 task, description=f"{progress.stage}{best}", completed=progress.done, total=progress.total or None
             )
 
-        return maveriq.solve_baseline(baseline, datas, cluster, workload, callback=show)
+        return maveriq.solve_baseline(baseline, datas, cluster, workload, callback=show, rules=rules)
 
 
 def is_new(path):
@@ -156,7 +166,7 @@ def append_row(path, row):
 
 
 def edited_model_datas(options):
-    """Return the model_datas of this file, with the SLO and the naming that the flags ask for."""
+    """Return the model_datas of this file, with the SLO, the profiles and the naming that the flags ask for."""
     names, expected = [data.name for data in model_datas], [f"m{model['id']}" for model in model_list]
     if names != expected:
         raise InvalidConfigError(f"model_datas names {', '.join(names)}, model_list {', '.join(expected)}")
@@ -164,6 +174,12 @@ def edited_model_datas(options):
     if options.slo != slo:
         datas = [
             replace(data, slo=model_slo(model["name"], model["output_length"], options.slo))
+            for data, model in zip(datas, model_list, strict=True)
+        ]
+    rules = maveriq.RULES[options.rules]
+    if rules != ALPASERVE:
+        datas = [
+            replace(data, profiling_result=maveriq.profile_for(model["name"], rules))
             for data, model in zip(datas, model_list, strict=True)
         ]
     if options.published_naming:
@@ -175,24 +191,26 @@ def run(options):
     """Search and print the strategy."""
     if options.output is not None:
         is_new(options.output)
+    rules = maveriq.RULES[options.rules]
     cluster = ClusterEnv(options.num_devices, options.mem_budget * GB, options.num_devices_per_node)
     models = maveriq.model_list(options.model_set) if options.model_set else model_list
     trace = WorkloadFromTrace(options.scale_rate, load_azure_llm_trace(options.trace))
     workload = trace.generate_workload(models, dataset=options.dataset, slo=options.slo)
     if options.model_set:
-        datas = maveriq.model_datas(models, options.slo, workload, options.published_naming)
+        datas = maveriq.model_datas(models, options.slo, workload, options.published_naming, rules)
     else:
         datas = edited_model_datas(options)
-    placement = solve_with_progress(BASELINES[options.baseline], datas, cluster, workload)
-    strategy = format_strategy(placement, datas, [model["name"] for model in models], cluster, workload)
+    placement = solve_with_progress(BASELINES[options.baseline], datas, cluster, workload, rules)
+    strategy = format_strategy(placement, datas, [model["name"] for model in models], cluster, workload, rules)
     print(
         f"{len(models)} models on {cluster.num_devices} devices of {cluster.mem_budget / GB:g} GiB, "
         f"{options.baseline}, trace {options.trace} at scale_rate {options.scale_rate:g}, slo {options.slo:g}: "
-        f"{len(workload)} requests, {workload.rate:.2f}/s, cv {workload.cv:.2f}\n"
+        f"{len(workload)} requests, {workload.rate:.2f}/s, cv {workload.cv:.2f}"
+        f"{'' if rules == ALPASERVE else f', rules {options.rules}'}\n"
     )
     print(strategy)
     if options.output is not None:
-        evaluation = PlacementEvaluator(datas, cluster, workload).evaluate(placement)
+        evaluation = PlacementEvaluator(datas, cluster, workload, rules=rules).evaluate(placement)
         row = (
             options.baseline,
             options.model_set or "model_list",
@@ -203,6 +221,7 @@ def run(options):
             options.mem_budget,
             cluster.num_devices_per_node,
             options.published_naming,
+            options.rules,
             len(workload),
             f"{evaluation.goodput:.6f}",
             f"{evaluation.latency_mean:.6f}",
