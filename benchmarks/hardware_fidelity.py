@@ -34,11 +34,12 @@ from alpa_serve.errors import AlpaServeError, InvalidConfigError
 from alpa_serve.experiments.hardware_estimates import estimate_rules, mean_service, other_runs
 from alpa_serve.experiments.hardware_replay import CROWDING_S, deploy_times, measured, replay
 from alpa_serve.experiments.hardware_runs import read_runs
+from alpa_serve.experiments.maveriq import MODEL_SETS, model_list
 from alpa_serve.profiling import load_test_prof_result_v2
 from alpa_serve.scheduling import ALPASERVE, MAVERIQ
 
-MANY_CLIENTS = 12
-"""From this many clients on, or in the set of 21 models, a run is reported apart: crowding is not understood."""
+MANY_MODELS = 12
+"""From this many models on a run is reported apart: there service times grow for reasons that are not understood."""
 
 CONSTANTS = ("dispatch_interval_s", "request_overhead_s", "idle_after_s", "idle_penalty_s")
 PREDICTIONS = ("predicted", "predicted_crowded", "predicted_alpaserve")
@@ -49,7 +50,9 @@ RULED = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def has_many_models(run):
-    return run.model_set == "twentyone" or len(run.clients) >= MANY_CLIENTS
+    # of a set that is not known, each client could be a model
+    num_models = len(model_list(run.model_set)) if run.model_set in MODEL_SETS else len(run.clients)
+    return num_models >= MANY_MODELS
 
 
 def constants(rules):
