@@ -83,9 +83,11 @@ def separations(model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> li
             break
         close = distance < threshold
         if not close.any():
-            # no threshold thins further without losing all: the closest ones
-            close = np.isin(np.arange(len(distance)), np.argsort(distance, kind="stable")[: MAX_PARTITIONS - 1])
+            break
         partitions, distance = partitions[close], distance[close]
+    if len(partitions) >= MAX_PARTITIONS:
+        # no threshold thins further without losing all: the closest ones, in their order
+        partitions = partitions[np.sort(np.argsort(distance, kind="stable")[: MAX_PARTITIONS - 1])]
     return [
         [
             (list(cluster), ClusterEnv(int(size), cluster_env.mem_budget, cluster_env.num_devices_per_node))

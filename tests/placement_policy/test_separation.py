@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidConfigError
@@ -38,6 +38,7 @@ def test_latency_counts_on_the_fewest_devices_that_the_model_is_profiled_on(prof
 
 
 @given(num_devices=st.integers(1, 32), num_clusters=st.integers(1, 4), rates=st.lists(st.floats(0, 9), min_size=4))
+@example(num_devices=31, num_clusters=4, rates=[4.0, 0.0, 0.0, 0.0625])
 def test_separations_deal_all_devices_and_are_fewer_than_a_hundred(model_of, num_devices, num_clusters, rates):
     datas = [model_of(10.0**k, rates[k]) for k in range(num_clusters)]
     found = separations(datas, ClusterEnv(num_devices, 3.0, 4))
