@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TEST = ["pytest>=8.0", "hypothesis>=6.100"]
+PLOT = ["matplotlib>=3.8"]
 DEV = [*TEST, "build>=1.0", "mypy>=2.4,<2.5", "ruff>=0.17,<0.18", "pandas-stubs>=2.1", "scipy-stubs>=1.14"]
 
 setup(
@@ -29,7 +30,7 @@ setup(
         "datasets>=2.18",
         "parameterized>=0.9",
     ],
-    extras_require={"test": TEST, "dev": DEV},
+    extras_require={"test": TEST, "dev": DEV, "plot": PLOT},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

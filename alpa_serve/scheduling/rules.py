@@ -118,12 +118,15 @@ MAVERIQ = ServingRules(
     dispatch_interval_s=0.007,
     request_overhead_s=0.021,
     idle_after_s=15.0,
-    idle_penalty_s=0.067,
+    idle_penalty_s=0.063,
     overhead_jitter=0.0,
 )
 """What MaverIQ's serving of the published placements on 8 RTX A6000 was measured to do.
 
-The figures were read off five recorded runs (``benchmarks/hardware_fidelity.py --estimate`` recomputes them): the
-median of start minus the earliest possible start; the mean of service minus the profile's n - 1 decode steps, over
-the models and configs; and how much longer service took after a pause.
+The figures were read off five recorded runs, rounded to 1 ms (``benchmarks/hardware_fidelity.py --estimate`` recomputes
+them). ``dispatch_interval_s``: start minus the earliest possible start, median of each run, mean over the runs.
+``request_overhead_s``: service minus the n - 1 decode steps of the profile that n output tokens take after the first,
+mean over the models and configs: the prefill of prompts of at most 512 characters, which were not recorded, and the
+handling of a request. ``idle_penalty_s``: how much longer service takes after a pause, mean over all such requests;
+from 15 s on, pauses in the trace show it, and no run tells what happens to the GPUs then.
 """

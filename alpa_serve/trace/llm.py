@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.errors import InvalidTraceError, UnknownNameError
+from alpa_serve.errors import UnknownNameError
 from alpa_serve.simulator.columns import MAX_TOKENS
 from alpa_serve.simulator.trace_tokens import TRACE_TOKEN_COLUMNS, TokenPercentiles
 from alpa_serve.simulator.trace_workload import DATE_START
+from alpa_serve.trace.csv_table import check_column, read_text_table
 
 if TYPE_CHECKING:
     import os
@@ -123,29 +124,11 @@ def _built_in(column: str) -> pd.DataFrame:
 def _read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     import pandas as pd
 
-    try:
-        # as text, header and blank lines included: then a row's number tells its line
-        raw = pd.read_csv(
-            path, dtype=str, header=None, skip_blank_lines=False, keep_default_na=False, na_values=[""], index_col=False
-        )
-    except pd.errors.EmptyDataError:
-        raise InvalidTraceError(f"{path}: the file is empty") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        # a row that is wider than the header is among these; the message then names its line
-        raise InvalidTraceError(f"{path}: not a CSV file: {error}") from None
-    raw.columns = [str(column).strip() for column in raw.iloc[0]]
-    raw = raw.iloc[1:]
-    if "TIMESTAMP" not in raw.columns:
-        raise InvalidTraceError(f"{path}, line 1: no column TIMESTAMP; found {', '.join(raw.columns)}")
-    if not raw.columns.is_unique:
-        raise InvalidTraceError(f"{path}, line 1: two columns have the same name: {', '.join(raw.columns)}")
-    raw = raw.dropna(how="all")
-    if not len(raw):
-        raise InvalidTraceError(f"{path}: no request in this file")
+    raw = read_text_table(path, ["TIMESTAMP"])
     stamps = pd.to_datetime(raw["TIMESTAMP"], errors="coerce", format="ISO8601", utc=True).dt.tz_localize(None)
     # pandas also reads "now" and "2023"
     stamps = stamps.where(raw["TIMESTAMP"].str.match(DATE_START, na=False))
-    _check_column(
+    check_column(
         path, raw, "TIMESTAMP", stamps.notna(), "not a date", "; ISO 8601 is read, such as 2023-11-16 18:17:03.97"
     )
     frame = pd.DataFrame({"TIMESTAMP": stamps})
@@ -153,18 +136,6 @@ def _read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
         if name in raw.columns:
             tokens = pd.to_numeric(raw[name], errors="coerce")
             valid = tokens.notna() & (tokens >= 0) & (tokens <= MAX_TOKENS) & (tokens % 1 == 0)
-            _check_column(path, raw, name, valid, "not a number of tokens")
+            check_column(path, raw, name, valid, "not a number of tokens")
             frame[name] = tokens.astype(np.int64)
     return frame.sort_values("TIMESTAMP", kind="stable", ignore_index=True)
-
-
-def _check_column(
-    path: str | os.PathLike[str], raw: pd.DataFrame, column: str, valid: pd.Series[bool], problem: str, hint: str = ""
-) -> None:
-    """Check that every cell is valid, or name the line of the first that is not."""
-    if not valid.all():
-        row = raw.index[~valid.to_numpy()][0]
-        # rows count from 0 at the header, lines from 1
-        cell = raw.at[row, column]
-        found = repr(cell) if isinstance(cell, str) else "an empty cell"
-        raise InvalidTraceError(f"{path}, line {row + 1}, column {column}: {problem}: {found}{hint}")
