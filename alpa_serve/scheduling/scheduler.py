@@ -21,21 +21,25 @@ _DRAWS_AT_ONCE = 1024
 
 
 class Assignment(NamedTuple):
-    """What the scheduler decided for a request that it admitted.
+    """What the scheduler decided for a request.
 
     Attributes
     ----------
     group_id : int
+        The group that it is for.
+    admitted : bool
+        Whether it is served; if not, the clocks are as if it had never come.
     begin, end : float
-        Seconds: when its group is to begin and to be done with it.
-    stage_latency : list of float
+        Seconds: when its group is to begin and to be done with it, or would have been.
+    stage_latency : tuple of float
         Seconds that it takes on each stage.
     """
 
     group_id: int
+    admitted: bool
     begin: float
     end: float
-    stage_latency: list[float]
+    stage_latency: tuple[float, ...]
 
 
 def dispatch_draws(rules: ServingRules, count: int) -> NDArray[np.float64]:
@@ -43,9 +47,10 @@ def dispatch_draws(rules: ServingRules, count: int) -> NDArray[np.float64]:
     return np.random.default_rng(rules.seed).random(count)
 
 
-def _endless_draws(rules: ServingRules) -> Iterator[float]:
-    """Yield the numbers of :func:`dispatch_draws` one by one, without end."""
+def _endless_draws(rules: ServingRules, num_earlier: int) -> Iterator[float]:
+    """Yield the numbers of :func:`dispatch_draws` one by one, but for the first `num_earlier`, without end."""
     generator = np.random.default_rng(rules.seed)
+    generator.random(num_earlier)
     while True:
         yield from generator.random(_DRAWS_AT_ONCE).tolist()
 
@@ -64,14 +69,17 @@ class Scheduler:
     Parameters
     ----------
     rules : ServingRules
+    num_earlier : int
+        Requests that were placed before by another scheduler, whose draws for random dispatch are used up.
     """
 
-    def __init__(self, rules: ServingRules) -> None:
+    def __init__(self, rules: ServingRules, num_earlier: int = 0) -> None:
         self.rules = rules
         self._exclusive = rules.execution == "exclusive"
         self._one_queue = rules.queueing == "global_fifo"
-        self._draws = _endless_draws(rules) if rules.dispatch == "random" else None
+        self._draws = _endless_draws(rules, num_earlier) if rules.dispatch == "random" else None
         self._admits_all = rules.admission == "all"
+        self._by_tokens = rules.service == "tokens"
         self._clocks: dict[int, list[float]] = {}
         self._busy_until: dict[int, float] = {}
         self._last_begin: dict[int, float] = {}
@@ -134,7 +142,7 @@ class Scheduler:
         Returns
         -------
         Assignment or None
-            None if no group has the model, or the request was dropped for its SLO.
+            None if no group has the model.
         """
         rules = self.rules
         # drawn for every request, so that a draw belongs to a position in the order of requests
@@ -152,15 +160,18 @@ class Scheduler:
         queue = 0 if self._one_queue else group_id
         ready = ready_at(arrival, busy_until if self._exclusive else clocks[0])
         begin = begin_in_queue(ready, self._last_begin.get(queue, 0.0), rules.dispatch_interval_s)
-        extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)
+        extra = 0.0
+        if self._by_tokens:
+            extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)
         if begin - busy_until > rules.idle_after_s:
             extra += rules.idle_penalty_s
         ends = [0.0] * num_stages
         end = run_stages(begin, clocks, timing.latency, num_stages, extra, ends)
-        if not (self._admits_all or end + rules.fixed_overhead_s - arrival <= slo):
-            return None
-        commit(clocks, ends, num_stages, self._exclusive)
-        # a replica of fewer stages may be done before work that was admitted earlier
-        self._busy_until[group_id] = max(busy_until, end)
-        self._last_begin[queue] = begin
-        return Assignment(group_id, begin, end, [latency + extra for latency in timing.latency])
+        admitted = self._admits_all or end + rules.fixed_overhead_s - arrival <= slo
+        if admitted:
+            commit(clocks, ends, num_stages, self._exclusive)
+            # a replica of fewer stages may be done before work that was admitted earlier
+            self._busy_until[group_id] = max(busy_until, end)
+            self._last_begin[queue] = begin
+        stage_latency = tuple([latency + extra for latency in timing.latency]) if extra else timing.latency
+        return Assignment(group_id, admitted, begin, end, stage_latency)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
+from alpa_serve.errors import InvalidConfigError
 from alpa_serve.profiling import ProfilingResult
 from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.simulator.fast import check_batching
 from alpa_serve.simulator.problem import ModelTable, RequestTable
+from alpa_serve.simulator.registry import check_new_group, check_new_name, check_replica
 from alpa_serve.simulator.simulation import simulate_segments
 from alpa_serve.simulator.stats import DEFAULT_WARMUP, compute_stats, goodput_stats, request_rate
 from alpa_serve.simulator.util import install_remote_methods
@@ -77,16 +78,14 @@ class DummyController:
                 f"model {name!r}: model_def must be a functools.partial with a ProfilingResult among its "
                 f"positional arguments, got {model_def!r}"
             )
-        if name in self.profiles and not override:
-            raise InvalidConfigError(f"model {name!r} is registered already; pass override=True to replace it")
+        check_new_name(name, self.profiles, override)
         self.profiles[name] = profile
 
     def create_mesh_group_manager(
         self, group_id: int, virtual_mesh_shape: tuple[int, int] | None = None, num_gpus: int = 0
     ) -> None:
         """Note that a group exists; its shape is in the placement."""
-        if group_id in self._groups:
-            raise InvalidPlacementError(f"group {group_id} exists already")
+        check_new_group(group_id, self._groups)
         self._groups.add(group_id)
 
     def create_replica(
@@ -97,10 +96,7 @@ class DummyController:
         append_init_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Check that a replica is of a registered model and in a group that exists."""
-        if name not in self.profiles:
-            raise InvalidPlacementError(f"replica of {name!r}: not registered; registered: {', '.join(self.profiles)}")
-        if group_id not in self._groups:
-            raise InvalidPlacementError(f"replica of {name!r}: no group {group_id}")
+        check_replica(name, group_id, self.profiles, self._groups)
 
     def sync(self) -> None:
         """Return at once: every call has been carried out."""

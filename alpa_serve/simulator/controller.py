@@ -8,10 +8,17 @@ from alpa_serve.simulator.approximate import (
     approximate_one_case,
     approximate_one_case_one_placement,
 )
+from alpa_serve.simulator.client import Client, run_workload, simulate_one_case
+from alpa_serve.simulator.event_controller import Controller, GroupManager
 
 __all__ = [
+    "Client",
+    "Controller",
     "DummyController",
+    "GroupManager",
     "PlacementRun",
     "approximate_one_case",
     "approximate_one_case_one_placement",
+    "run_workload",
+    "simulate_one_case",
 ]

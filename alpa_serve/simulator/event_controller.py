@@ -12,7 +12,7 @@ from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
 from alpa_serve.scheduling import ALPASERVE, ReplicaTiming, Scheduler, replica_timing
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, ready_at
 from alpa_serve.simulator.cluster import VirtualMesh
-from alpa_serve.simulator.event_loop import current_loop, sleep_until
+from alpa_serve.simulator.event_loop import current_loop, go_on_at, sleep_until
 from alpa_serve.simulator.executable import Executable
 from alpa_serve.simulator.registry import check_new_group, check_new_name, check_replica
 from alpa_serve.simulator.util import install_remote_methods
@@ -36,12 +36,8 @@ _DELAY_STREAM = 0x64656C
 _DRAWS_AT_ONCE = 4096
 
 
-class Delays(NamedTuple):
-    """Seconds that a request spends on its way to its group."""
-
-    http: float
-    dispatch: float
-    group: float
+Delays = tuple[float, float, float]
+"""Seconds that a request spends on its way to the controller, in the controller, and on its way to its group."""
 
 
 def draw_delays(rules: ServingRules) -> Iterator[Delays]:
@@ -49,11 +45,11 @@ def draw_delays(rules: ServingRules) -> Iterator[Delays]:
     means = np.array([HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE]) * rules.fixed_overhead_s
     deviation = rules.overhead_jitter * rules.fixed_overhead_s
     if deviation == 0:
-        yield from itertools.repeat(Delays(*means.tolist()))
+        yield from itertools.repeat((means[0].item(), means[1].item(), means[2].item()))
     generator = np.random.default_rng([_DELAY_STREAM, rules.seed])
     while True:
         block = np.abs(generator.normal(means, deviation, size=(_DRAWS_AT_ONCE, 3)))
-        yield from map(Delays, *block.T.tolist())
+        yield from zip(*block.T.tolist(), strict=True)
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,8 @@ class GroupManager:
         replica = create_info.model_def(*create_info.init_args, **create_info.init_kwargs)
         if not callable(getattr(replica, "handle_request", None)):
             raise InvalidConfigError(
-                f"model {name!r}: {create_info.model_def!r} makes a {type(replica).__name__}, which has no handle_request"
+                f"model {name!r}: {create_info.model_def!r} makes a {type(replica).__name__}, "
+                "which has no handle_request"
             )
         if isinstance(replica, Executable):
             if self.virtual_mesh is None:
@@ -147,14 +144,13 @@ class GroupManager:
         if not isinstance(replica, Executable):
             await sleep_until(begin)
             return await replica.handle_request(request)
+        begin = max(begin, loop.now)
         if self.exclusive:
-            await sleep_until(loop.reserve(self._all_streams, sum(stage_latency), max(begin, loop.now)))
+            await go_on_at(loop.reserve(self._all_streams, sum(stage_latency), begin))
             return None
-        reserve = loop.reserve
-        start = begin if begin > loop.now else loop.now
         for streams, seconds in zip(replica.stage_streams, stage_latency, strict=True):
-            start = reserve(streams, seconds, start)
-            await sleep_until(start)
+            begin = loop.reserve(streams, seconds, begin)
+            await go_on_at(begin)
         return None
 
 
@@ -166,19 +162,24 @@ class Controller:
     Parameters
     ----------
     rules : ServingRules
+    num_earlier : int
+        Requests of the same workload that another controller took before.
 
     Attributes
     ----------
     models : dict of str to CreateInfo
         By name, in the order of registration.
     groups : dict of int to GroupManager
+    debug : bool
+        Whether each request notes in its `time_stamp` when it passed which station.
     """
 
-    def __init__(self, rules: ServingRules = ALPASERVE) -> None:
+    def __init__(self, rules: ServingRules = ALPASERVE, num_earlier: int = 0) -> None:
         self.rules = rules
+        self.debug = False
         self.models: dict[str, CreateInfo] = {}
         self.groups: dict[int, GroupManager] = {}
-        self._scheduler = Scheduler(rules)
+        self._scheduler = Scheduler(rules, num_earlier)
         self._delays = draw_delays(rules)
         self._margin = MARGIN_DEVIATIONS * rules.overhead_jitter * rules.fixed_overhead_s
         self._response_delay = RESPONSE_SHARE * rules.fixed_overhead_s
@@ -256,10 +257,6 @@ class Controller:
     def sync(self) -> None:
         """Return at once: every call has been carried out."""
 
-    def draw_delays(self) -> Delays:
-        """Draw the delays of the next request."""
-        return next(self._delays)
-
     async def handle_request(self, request: Any, delays: Delays | None = None) -> Any:
         """Serve a request, from when the client sends it to when the response is there.
 
@@ -278,24 +275,32 @@ class Controller:
         if request.submit_time is None:
             request.submit_time = loop.now
         sent = request.submit_time
-        if delays is None:
-            delays = next(self._delays)
-        if delays.http or delays.dispatch:
+        http, dispatch, to_group = next(self._delays) if delays is None else delays
+        if http or dispatch:
             # nothing happens between the two
-            await sleep_until(loop.now + delays.http + delays.dispatch)
+            await go_on_at(loop.now + http + dispatch)
         name = request.model_name
         slo = inf if request.slo is None else request.slo
         assignment = self._scheduler.place(
             name, sent, slo - self._margin, request.input_tokens or 0, request.output_tokens or 0
         )
+        if self.debug:
+            request.time_stamp.update(sent=sent, received=sent + http, dispatched=loop.now)
         if assignment is None:
-            return Outcome(False, sent, sent, -1, None)
-        if delays.group:
-            await sleep_until(loop.now + delays.group)
-        group = self.groups[assignment.group_id]
+            return Outcome(False, sent, -1, None)
+        group_id = assignment.group_id
+        if not assignment.admitted:
+            return Outcome(False, sent, group_id, None)
+        if to_group:
+            await go_on_at(loop.now + to_group)
         begin = self._begin_in_queue(name, assignment) if self._has_queue else 0.0
-        answer = await group.handle_request(name, request, assignment.stage_latency, begin)
-        return Outcome(True, sent, loop.now + self._response_delay, assignment.group_id, answer)
+        if self.debug:
+            request.time_stamp.update(at_group=loop.now)
+        answer = await self.groups[group_id].handle_request(name, request, assignment.stage_latency, begin)
+        finish = loop.now + self._response_delay
+        if self.debug:
+            request.time_stamp.update(executed=loop.now, finished=finish)
+        return Outcome(True, finish, group_id, answer)
 
     def _begin_in_queue(self, name: str, assignment: Assignment) -> float:
         """Return when a request that has reached its group may begin, after those before it in its queue."""
@@ -312,16 +317,15 @@ class Outcome(NamedTuple):
     Attributes
     ----------
     served : bool
-    start, finish : float
-        Seconds: when it was sent and when its response was there; equal if it was not served.
+    finish : float
+        Seconds: when its response was there; when it was sent if it was not served.
     group_id : int
-        The group that served it; -1 if none did.
+        The group that it was for; -1 if none has its model.
     answer : object
         What the model answered.
     """
 
     served: bool
-    start: float
     finish: float
     group_id: int
     answer: Any

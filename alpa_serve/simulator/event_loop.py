@@ -22,21 +22,42 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class Task:
-    """A coroutine that a loop runs; awaiting it gives its result."""
+class Signal:
+    """Something that coroutines can await until it is given."""
 
-    __slots__ = ("coroutine", "done", "error", "result", "waiting")
+    __slots__ = ("done", "waiting")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self.coroutine = coroutine
+    def __init__(self) -> None:
         self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
         self.waiting: list[Task] = []
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.done:
             yield self
+
+    def give(self) -> None:
+        """Let all go on that wait, now, and let nobody wait any more."""
+        self.done = True
+        if self.waiting:
+            loop = current_loop()
+            for task in self.waiting:
+                loop.resume(task)
+            self.waiting.clear()
+
+
+class Task(Signal):
+    """A coroutine that a loop runs; awaiting it gives its result."""
+
+    __slots__ = ("coroutine", "error", "result")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        super().__init__()
+        self.coroutine = coroutine
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from super().__await__()
         if self.error is not None:
             raise self.error
         return self.result
@@ -75,6 +96,12 @@ class EventLoop:
         heapq.heappush(self._heap, (time, next(self._order), task))
         return task
 
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Task:
+        """Begin with `coroutine` at once, ahead of what else is to go on now; only while the loop runs."""
+        task = Task(coroutine)
+        self._step(task)
+        return task
+
     def reserve(self, names: Sequence[Hashable], seconds: float, begin: float | None = None) -> float:
         """Keep streams busy with one piece of work, from when all are free (not before `begin`); return its end."""
         free_at = self.free_at
@@ -96,45 +123,41 @@ class EventLoop:
         Exception
             What a task raised that nobody was waiting for; the others are closed.
         """
-        heap, order = self._heap, self._order
+        heap, step, heappop = self._heap, self._step, heapq.heappop
         previous = _threads.running
         _threads.running = self
         try:
             while heap:
-                time, _, task = heapq.heappop(heap)
-                while True:
-                    self.now = time
-                    try:
-                        wanted = task.coroutine.send(None)
-                    except StopIteration as stop:
-                        self._finish(task, stop.value, None)
-                        break
-                    except Exception as error:
-                        if not task.waiting:
-                            raise
-                        self._finish(task, None, error)
-                        break
-                    if wanted.__class__ is not float:
-                        # it awaits another task, which wakes it
-                        wanted.waiting.append(task)
-                        break
-                    time = wanted
-                    if heap and heap[0][0] <= time:
-                        heapq.heappush(heap, (time, next(order), task))
-                        break
+                self.now, _, task = heappop(heap)
+                step(task)
         finally:
             _threads.running = previous
             for _, _, task in heap:
                 task.coroutine.close()
             heap.clear()
 
-    def _finish(self, task: Task, result: Any, error: BaseException | None) -> None:
-        task.done = True
-        task.result = result
-        task.error = error
-        for waiting in task.waiting:
-            heapq.heappush(self._heap, (self.now, next(self._order), waiting))
-        task.waiting.clear()
+    def _step(self, task: Task) -> None:
+        """Run a task up to what it waits for next."""
+        try:
+            wanted = task.coroutine.send(None)
+        except StopIteration as stop:
+            task.result = stop.value
+            task.give()
+        except Exception as error:
+            if not task.waiting:
+                raise
+            task.error = error
+            task.give()
+        else:
+            if wanted.__class__ is float:
+                heapq.heappush(self._heap, (wanted, next(self._order), task))
+            else:
+                # a signal, which wakes it when it is given
+                wanted.waiting.append(task)
+
+    def resume(self, task: Task) -> None:
+        """Have a task that waits for a signal go on now."""
+        heapq.heappush(self._heap, (self.now, next(self._order), task))
 
 
 class _Threads(threading.local):
@@ -195,6 +218,12 @@ def main_loop() -> None:
 def clock() -> float:
     """Return the simulated time in seconds."""
     return current_loop().now
+
+
+@types.coroutine
+def go_on_at(time: float) -> Generator[float, None, None]:
+    """Wait until `time`, a float that must not be past: :func:`sleep_until` without its checks, for hot paths."""
+    yield time
 
 
 @types.coroutine

@@ -24,12 +24,12 @@ def scheduler_of(rules, *groups):
 
 def test_stages_overlap_under_pipelined_execution():
     scheduler = scheduler_of(PLAIN, [1.0, 2.0])
-    assert [scheduler.place("a", 0.0, np.inf)[1:3] for _ in range(2)] == [(0.0, 3.0), (1.0, 5.0)]
+    assert [scheduler.place("a", 0.0, np.inf)[2:4] for _ in range(2)] == [(0.0, 3.0), (1.0, 5.0)]
 
 
 def test_a_request_holds_its_group_to_the_end_under_exclusive_execution():
     scheduler = scheduler_of(replace(PLAIN, execution="exclusive"), [1.0, 2.0])
-    assert [scheduler.place("a", 0.0, np.inf)[1:3] for _ in range(2)] == [(0.0, 3.0), (3.0, 6.0)]
+    assert [scheduler.place("a", 0.0, np.inf)[2:4] for _ in range(2)] == [(0.0, 3.0), (3.0, 6.0)]
 
 
 def test_the_group_that_is_free_first_is_chosen_and_on_a_tie_the_lowest():
@@ -49,8 +49,10 @@ def test_ties_go_to_the_lowest_group_whatever_the_order_of_registration():
 def test_a_request_that_would_be_late_is_dropped_and_takes_no_time():
     scheduler = scheduler_of(replace(PLAIN, fixed_overhead_s=0.5), [1.0])
     assert scheduler.place("a", 0.0, 1.5).end == 1.0
-    assert scheduler.place("a", 0.0, 2.4) is None
-    assert scheduler.place("a", 0.0, 2.5).begin == 1.0
+    late = scheduler.place("a", 0.0, 2.4)
+    assert (late.admitted, late.group_id) == (False, 0)
+    in_time = scheduler.place("a", 0.0, 2.5)
+    assert (in_time.admitted, in_time.begin) == (True, 1.0)
 
 
 def test_everything_is_served_without_a_deadline():
@@ -80,15 +82,15 @@ def test_a_group_that_was_idle_takes_longer_on_every_stage():
     ends = [scheduler.place("a", arrival, np.inf).end for arrival in (10.0, 22.0, 33.0)]
     # 10 s of idling are not more than 10 s
     assert ends == [12.0, 24.0, 35.0]
-    assert scheduler.place("a", 45.1, np.inf).stage_latency == [1.5, 1.5]
+    assert scheduler.place("a", 45.1, np.inf).stage_latency == (1.5, 1.5)
 
 
 def test_tokens_take_time_on_every_stage():
-    scheduler = Scheduler(PLAIN)
+    scheduler = Scheduler(replace(PLAIN, service="tokens"))
     scheduler.add_group(0)
     scheduler.add_replica("a", 0, ReplicaTiming((1.0, 2.0), input_rate=0.125, further_rate=0.5))
-    assert scheduler.place("a", 0.0, np.inf, 8, 3).stage_latency == [3.0, 4.0]
-    assert scheduler.place("a", 0.0, np.inf, 0, 0).stage_latency == [1.0, 2.0]
+    assert scheduler.place("a", 0.0, np.inf, 8, 3).stage_latency == (3.0, 4.0)
+    assert scheduler.place("a", 0.0, np.inf, 0, 0).stage_latency == (1.0, 2.0)
 
 
 def test_a_model_without_replica_is_not_served():
@@ -118,6 +120,18 @@ def test_random_dispatch_takes_the_draws_of_the_compiled_simulator(seed, count):
     scheduler = scheduler_of(rules, [0.0], [0.0], [0.0])
     chosen = [scheduler.place("a", 0.0, np.inf).group_id for _ in range(count)]
     assert chosen == (3 * dispatch_draws(rules, count)).astype(int).tolist()
+
+
+def test_a_scheduler_goes_on_with_the_draws_where_another_left_off():
+    rules = replace(PLAIN, dispatch="random")
+    draws = []
+    for num_earlier, count in ((0, 1500), (1500, 500)):
+        scheduler = Scheduler(rules, num_earlier)
+        for group_id in range(100):
+            scheduler.add_group(group_id)
+            scheduler.add_replica("a", group_id, ReplicaTiming((0.0,)))
+        draws += [scheduler.place("a", 0.0, np.inf).group_id for _ in range(count)]
+    assert draws == (100 * dispatch_draws(rules, 2000)).astype(int).tolist()
 
 
 def test_random_dispatch_is_uniform_and_follows_the_seed():

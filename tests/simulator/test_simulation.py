@@ -18,65 +18,12 @@ from alpa_serve.errors import (
 from alpa_serve.placement import ModelData, ModelPlacement, ModelPlacementWithReplacement
 from alpa_serve.placement_policy import ClusterEnv, PlacementEvaluator
 from alpa_serve.profiles import maveriq
-from alpa_serve.profiles.result import PrefillDecode
 from alpa_serve.profiling import ParallelConfig, load_test_prof_result, load_test_prof_result_v2
-from alpa_serve.scheduling import ALPASERVE, MAVERIQ, ServingRules
+from alpa_serve.scheduling import ALPASERVE, MAVERIQ
 from alpa_serve.simulator import simulate
 from alpa_serve.simulator.controller import approximate_one_case, approximate_one_case_one_placement
 from alpa_serve.simulator.workload import GammaProcess, Workload
 from alpa_serve.util import GB
-
-RULES = st.builds(
-    ServingRules,
-    execution=st.sampled_from(["pipelined", "exclusive"]),
-    queueing=st.sampled_from(["per_group", "global_fifo"]),
-    dispatch=st.sampled_from(["least_loaded", "random"]),
-    admission=st.sampled_from(["deadline", "all"]),
-    service=st.sampled_from(["profile", "tokens"]),
-    stage_penalty=st.sampled_from([0.0, 0.009]),
-    fixed_overhead_s=st.sampled_from([0.0, 0.011]),
-    dispatch_interval_s=st.sampled_from([0.0, 0.0, 0.007]),
-    request_overhead_s=st.sampled_from([0.0, 0.02]),
-    idle_after_s=st.sampled_from([0.04, 0.5]),
-    idle_penalty_s=st.sampled_from([0.0, 0.0, 0.03]),
-    seed=st.integers(0, 3),
-)
-
-
-class Case(NamedTuple):
-    """Arguments of simulate()."""
-
-    placement: ModelPlacement
-    models: list
-    workload: Workload
-
-
-@pytest.fixture(scope="session")
-def cases(simulator_problems):
-    """Return a hypothesis strategy of small Cases with tokens, uneven stages and requests for unknown models."""
-
-    @st.composite
-    def draw_case(draw):
-        problem = draw(simulator_problems)
-        names = [f"m{i}" for i in range(len(problem.profiles))]
-        for profile in problem.profiles:
-            for config, data in profile.para_dict.items():
-                seconds = sum(data.latency[1])
-                prompt = draw(st.sampled_from([None, 100]))
-                data.prefill_decode[1] = PrefillDecode(seconds / 4, seconds / 8 / config.op, prompt)
-        tokens = st.lists(st.sampled_from([0, 1, 2, 9]), min_size=len(problem.arrivals), max_size=len(problem.arrivals))
-        workload = Workload.from_columns(
-            problem.arrivals,
-            np.where(problem.model_ids < 0, len(names), problem.model_ids),
-            [*names, "unknown"],
-            problem.slos,
-            input_tokens=[10 * count for count in draw(tokens)],
-            output_tokens=draw(tokens),
-        )
-        models = [ModelData(name, 1.0, 1.0, 1.0, prof) for name, prof in zip(names, problem.profiles, strict=True)]
-        return Case(problem.placement, models, workload)
-
-    return draw_case()
 
 
 def stage_seconds(profile, config, rules, inputs, outputs):
@@ -141,10 +88,10 @@ def nearly_on_time(case, outcomes):
     return any(abs(seconds) < 1e-9 for seconds in slack)
 
 
-@given(data=st.data(), rules=RULES)
+@given(data=st.data())
 @settings(deadline=None, max_examples=300)
-def test_every_request_fares_as_the_oracle_says_under_all_rules(cases, data, rules):
-    case = data.draw(cases)
+def test_every_request_fares_as_the_oracle_says_under_all_rules(simulation_cases, serving_rules, data):
+    case, rules = data.draw(simulation_cases), data.draw(serving_rules)
     outcomes = oracle(case, rules)
     result = simulate(*case, rules)
     if nearly_on_time(case, outcomes):
@@ -156,10 +103,10 @@ def test_every_request_fares_as_the_oracle_says_under_all_rules(cases, data, rul
         np.testing.assert_allclose(getattr(result, name), expected, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-@given(data=st.data(), rules=RULES)
+@given(data=st.data())
 @settings(deadline=None, max_examples=100)
-def test_every_request_ends_exactly_once(cases, data, rules):
-    case = data.draw(cases)
+def test_every_request_ends_exactly_once(simulation_cases, serving_rules, data):
+    case, rules = data.draw(simulation_cases), data.draw(serving_rules)
     result = simulate(*case, rules)
     n = len(case.workload)
     assert len(result) == len(result.served) == len(result.finish) == n
@@ -174,11 +121,10 @@ def test_every_request_ends_exactly_once(cases, data, rules):
     assert (result.good == (result.served & (result.latency <= result.slos))).all()
 
 
-@given(data=st.data(), rules=RULES)
+@given(data=st.data())
 @settings(deadline=None, max_examples=100)
-def test_no_device_serves_two_requests_at_once_under_exclusive_execution(cases, data, rules):
-    rules = replace(rules, execution="exclusive")
-    case = data.draw(cases)
+def test_no_device_serves_two_requests_at_once_under_exclusive_execution(simulation_cases, serving_rules, data):
+    case, rules = data.draw(simulation_cases), replace(data.draw(serving_rules), execution="exclusive")
     result = simulate(*case, rules)
     for group in range(result.num_groups):
         mine = result.served & (result.group == group)
@@ -186,18 +132,18 @@ def test_no_device_serves_two_requests_at_once_under_exclusive_execution(cases, 
         assert (start[1:] >= end[:-1] - 1e-12).all()
 
 
-@given(data=st.data(), rules=RULES)
+@given(data=st.data())
 @settings(deadline=None, max_examples=100)
-def test_requests_start_in_the_order_of_arrival_under_one_queue(cases, data, rules):
-    case = data.draw(cases)
+def test_requests_start_in_the_order_of_arrival_under_one_queue(simulation_cases, serving_rules, data):
+    case, rules = data.draw(simulation_cases), data.draw(serving_rules)
     result = simulate(*case, replace(rules, queueing="global_fifo"))
     assert (np.diff(result.start[result.served]) >= 0).all()
 
 
-@given(data=st.data(), rules=RULES)
+@given(data=st.data())
 @settings(deadline=None, max_examples=100)
-def test_the_total_busy_time_is_the_sum_of_the_served_work(cases, data, rules):
-    case = data.draw(cases)
+def test_the_total_busy_time_is_the_sum_of_the_served_work(simulation_cases, serving_rules, data):
+    case, rules = data.draw(simulation_cases), data.draw(serving_rules)
     rules = replace(rules, idle_penalty_s=0.0)
     result = simulate(*case, rules)
     expected = np.zeros(result.num_groups)
@@ -212,10 +158,10 @@ def test_the_total_busy_time_is_the_sum_of_the_served_work(cases, data, rules):
         np.testing.assert_allclose(busy, result.work, rtol=1e-9, atol=1e-12)
 
 
-@given(data=st.data(), rules=RULES)
+@given(data=st.data())
 @settings(deadline=None, max_examples=100)
-def test_adding_capacity_never_changes_the_past(cases, data, rules):
-    case = data.draw(cases)
+def test_adding_capacity_never_changes_the_past(simulation_cases, serving_rules, data):
+    case, rules = data.draw(simulation_cases), data.draw(serving_rules)
     model = data.draw(st.sampled_from(range(len(case.models))))
     config = data.draw(st.sampled_from(sorted(case.models[model].profiling_result.para_dict)))
     more = ModelPlacement([*case.placement.group_configs, config], [*case.placement.group_models, [model]])
@@ -225,20 +171,20 @@ def test_adding_capacity_never_changes_the_past(cases, data, rules):
         np.testing.assert_array_equal(getattr(before, name)[:first], getattr(after, name)[:first])
 
 
-@given(data=st.data(), rules=RULES)
+@given(data=st.data())
 @settings(deadline=None, max_examples=100)
-def test_later_requests_never_change_the_past(cases, data, rules):
-    case = data.draw(cases)
+def test_later_requests_never_change_the_past(simulation_cases, serving_rules, data):
+    case, rules = data.draw(simulation_cases), data.draw(serving_rules)
     cut = data.draw(st.integers(0, len(case.workload)))
     whole, part = simulate(*case, rules), simulate(*case[:2], case.workload[:cut], rules)
     for name in ("start", "finish", "good", "group", "served", "work"):
         np.testing.assert_array_equal(getattr(whole, name)[:cut], getattr(part, name))
 
 
-@given(data=st.data(), rules=RULES)
+@given(data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_every_way_in_gives_the_same_figures(serving_case_of, cases, data, rules):
-    case = data.draw(cases)
+def test_every_way_in_gives_the_same_figures(serving_case_of, simulation_cases, serving_rules, data):
+    case, rules = data.draw(simulation_cases), data.draw(serving_rules)
     result = simulate(*case, rules)
     stats, _ = approximate_one_case(serving_case_of(case.models, case.workload, case.placement), warmup=0, rules=rules)
     ours = result.stats()
@@ -267,6 +213,14 @@ def test_every_way_in_gives_the_same_figures(serving_case_of, cases, data, rules
     np.testing.assert_array_equal(run.finish, result.finish)
 
 
+class SimulationCase(NamedTuple):
+    """Arguments of simulate()."""
+
+    placement: ModelPlacement
+    models: list
+    workload: Workload
+
+
 PROFILE = load_test_prof_result("test-2GB-100ms")
 ONE = ParallelConfig(1, 1, 1)
 
@@ -276,7 +230,7 @@ def gamma_case(num_models=2, **options):
     models = [ModelData(name, 0.5, 5.0, 2.0, PROFILE) for name in names]
     parts = [GammaProcess(5, 2).generate_workload(name, 0, 50, slo=0.5, seed=i) for i, name in enumerate(names)]
     placement = ModelPlacement([ONE, ONE], [[0, 1], [1]])
-    return Case(placement, models, Workload.merge(*parts))
+    return SimulationCase(placement, models, Workload.merge(*parts))
 
 
 def test_alpaserve_is_what_is_simulated_if_no_rules_are_given():
