@@ -28,9 +28,9 @@ HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE, RESPONSE_SHARE = 2.5 / 11, 2.5 / 11, 5 
 """How `fixed_overhead_s` (AlpaServe's 11 ms) is spent: 2.5 ms to the controller, 2.5 ms in it, 5 ms to the group and in
 its manager, 1 ms back. The first three are AlpaServe's figures."""
 
-MARGIN_DEVIATIONS = 6
-"""Standard deviations of a delay that admission keeps in reserve. With AlpaServe's jitter of 0.5 ms these 3 ms and the
-response's 1 ms are the 4 ms before the SLO at which AlpaServe wants the last stage to end."""
+MARGIN_DEVIATIONS = 2
+"""Standard deviations of a delay that admission keeps in reserve: 1 ms with AlpaServe's jitter, beside the response's
+1 ms. AlpaServe keeps 4 ms, but leaves the pipeline penalty out of its reckoning, which is in here."""
 
 _DELAY_STREAM = 0x64656C
 _DRAWS_AT_ONCE = 4096
