@@ -1,4 +1,4 @@
-"""Times of the core: import, main job, fast simulator, workload generation and the classic search.
+"""Times of the core: import, main job, both simulators, workload generation and the classic search.
 
 ``python benchmarks/core_speed.py`` prints a table of medians. Each figure comes from processes or calls of its own in
 one run of this script; the machine may be shared, so compare medians, not single runs.
@@ -19,7 +19,8 @@ import numpy as np
 
 from alpa_serve.placement_policy import ClusterEnv, ModelData, ModelParallelismSearch, ModelPlacement
 from alpa_serve.profiling import ParallelConfig, ProfilingResult, load_test_prof_result_v2
-from alpa_serve.simulator.controller import approximate_one_case
+from alpa_serve.simulator.controller import approximate_one_case, simulate_one_case
+from alpa_serve.simulator.executable import Executable
 from alpa_serve.simulator.workload import GammaProcess, Workload
 from alpa_serve.util import GB, ServingCase
 
@@ -60,9 +61,9 @@ def import_seconds():
     return sum(outermost) / 1e6
 
 
-def four_stage_case(num_requests):
-    """Return a case of 8 models of 4 stages, all of them on 8 groups."""
-    config = ParallelConfig(1, 1, 4)
+def pipeline_case(num_requests, num_stages, models_per_group):
+    """Return a case of 8 models on 8 pipelines, each of which holds some of them in turn."""
+    config = ParallelConfig(1, 1, num_stages)
     names = [f"m{i}" for i in range(8)]
     duration = num_requests / (8 * 25)
     workload = Workload.merge(
@@ -72,10 +73,11 @@ def four_stage_case(num_requests):
     def register_models(controller):
         for name in names:
             profile = ProfilingResult(name)
-            profile.add_result(config, 1, [0.03] * 4, [0.0] * 4, [GB] * 4)
-            controller.register_model.remote(name, partial(object, profile))
+            profile.add_result(config, 1, [0.03] * num_stages, [0.0] * num_stages, [GB] * num_stages)
+            controller.register_model.remote(name, partial(Executable, profile))
 
-    placement = ModelPlacement([config] * 8, [list(range(8))] * 8)
+    members = [sorted((first + k) % 8 for k in range(models_per_group)) for first in range(8)]
+    placement = ModelPlacement([config] * 8, members)
     return ServingCase(register_models, lambda: workload, lambda controller: placement)
 
 
@@ -118,7 +120,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
-    case = four_stage_case(1_000_000)
+    case = pipeline_case(1_000_000, num_stages=4, models_per_group=8)
+    num_events = 200_000
+    event_case = pipeline_case(num_events, num_stages=2, models_per_group=2)
     datas, cluster, workload = search_problem(64, 100_000)
     policy = ModelParallelismSearch(max_pp=8, max_op=4)
     approximate_one_case(case, fast_stats=True)
@@ -136,6 +140,11 @@ def main():
             "approximate_one_case, 1,000,000 requests, full",
             median_seconds(lambda: approximate_one_case(case), repeats),
             0.5,
+        ),
+        (
+            f"simulate_one_case, {num_events:,} requests, two stages (at least 50,000 requests/s)",
+            median_seconds(lambda: simulate_one_case(event_case), repeats),
+            num_events / 50_000,
         ),
         (
             "generate and merge 64 Gamma workloads, 1,000,000 requests",

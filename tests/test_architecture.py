@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import alpa_serve
+from alpa_serve.scheduling import ALPASERVE
 
 PACKAGE = Path(alpa_serve.__file__).parent
 
@@ -52,8 +53,9 @@ def test_module_imports_only_from_its_own_room_and_from_layers_below(path):
 
 
 def test_importing_the_policies_loads_no_heavy_package():
-    heavy = ["ray", "pandas", "datasets", "matplotlib", "starlette", "pydantic", "rich"]
-    code = f"import sys, alpa_serve.placement_policy; print([name for name in {heavy} if name in sys.modules])"
+    heavy = ["ray", "pandas", "datasets", "matplotlib", "starlette", "pydantic", "rich", "asyncio"]
+    modules = "alpa_serve.placement_policy, alpa_serve.simulator.controller"
+    code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -162,7 +164,54 @@ PUBLIC = {
         "MMPPSampler.unifrom_mmpp": "durations, rates",
         "MMPPSampler.uniform_mmpp": "durations, rates",
     },
+    "alpa_serve.simulator": {
+        "simulate": "placement, model_datas, workload, rules=ALPASERVE",
+        "SimulationResult.stats": "self, warmup=0",
+        "SimulationResult.to_frame": "self",
+    },
+    "alpa_serve.scheduling": {
+        "ServingRules": (
+            "execution='pipelined', queueing='per_group', dispatch='least_loaded', admission='deadline', "
+            "service='profile', stage_penalty=0.009, fixed_overhead_s=0.011, dispatch_interval_s=0.0, "
+            "request_overhead_s=0.0, idle_after_s=float('inf'), idle_penalty_s=0.0, overhead_jitter=0.5 / 11, seed=0"
+        ),
+        "ALPASERVE": None,
+        "MAVERIQ": None,
+    },
+    "alpa_serve.profiles.maveriq": {"load": "model, dtype='float16', int8_kv_cache=False"},
+    "alpa_serve.simulator.event_loop": {
+        "run_event_loop": "coroutine",
+        "clock": "",
+        "sleep": "s",
+        "wait_stream": "name, s",
+        "wait_multi_stream": "names, ss",
+        "main_loop": "",
+        "timed_coroutine": "function",
+    },
+    "alpa_serve.simulator.cluster": {
+        "GPU": "",
+        "Mesh": None,
+        "MeshGroup": None,
+        "VirtualMesh": "shape",
+        "VirtualMesh.launch_mesh_group": "self, submesh_shapes",
+    },
+    "alpa_serve.simulator.executable": {
+        "Executable": "profiling_result, parallel_config, virtual_mesh",
+        "Executable.get_latency_dict": "self",
+        "Executable.handle_request": "self, request",
+    },
     "alpa_serve.simulator.controller": {
+        "GroupManager": None,
+        "Controller": None,
+        "Controller.register_model": "self, name, model_def, init_args=None, init_kwargs=None, override=False",
+        "Controller.create_mesh_group_manager": "self, group_id, virtual_mesh_shape=None, num_gpus=0",
+        "Controller.create_replica": "self, name, group_id, append_init_args=None, append_init_kwargs=None",
+        "Controller.handle_request": None,
+        "Controller.get_info": "self",
+        "Controller.sync": "self",
+        "Client": "controller, debug=False",
+        "run_workload": None,
+        "simulate_one_case": "case, warmup=10, debug=False",
         "DummyController": "",
         "DummyController.register_model": "self, name, model_def, init_args=None, init_kwargs=None, override=False",
         "DummyController.create_mesh_group_manager": "self, group_id, virtual_mesh_shape=None, num_gpus=0",
@@ -242,7 +291,7 @@ def test_public_name_takes_the_arguments_that_alpaserve_scripts_pass(module, nam
         found = getattr(found, part)
     if arguments is None:
         return
-    expected = list(inspect.signature(eval(f"lambda {arguments}: None")).parameters.values())
+    expected = list(inspect.signature(eval(f"lambda {arguments}: None", {"ALPASERVE": ALPASERVE})).parameters.values())
     actual = list(inspect.signature(found).parameters.values())
     positional = [parameter for parameter in actual if parameter.kind is not parameter.KEYWORD_ONLY]
     assert [(p.name, p.kind) for p in positional] == [(p.name, p.kind) for p in expected]
