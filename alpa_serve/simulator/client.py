@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from alpa_serve.placement import ModelPlacement, ModelPlacementWithReplacement
 from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.simulator.event_controller import Controller
 from alpa_serve.simulator.event_loop import Signal, current_loop, go_on_at, run_event_loop
+from alpa_serve.simulator.problem import report_unregistered
 from alpa_serve.simulator.request import Request
 from alpa_serve.simulator.stats import DEFAULT_WARMUP, compute_stats
 
@@ -78,7 +79,7 @@ class Client:
             loop.start(self._send(request, result))
 
     async def _send(self, request: Request, result: ClientResult) -> None:
-        outcome = await self.controller.handle_request(request)
+        outcome = await self.controller.serve(request)
         result.record(request.idx, outcome)
         self._num_pending -= 1
         if not self._num_pending:
@@ -218,9 +219,62 @@ def simulate_one_case(
     placement: Placement = place_models(controller)
     if debug:
         logger.info("placement: %s", placement)
-    if rules.service == "tokens":
+    result = simulate_on(controller, placement, workload, debug)
+    stats = compute_stats(
+        workload.model_ids,
+        workload.model_names,
+        workload.arrivals,
+        result.finish,
+        result.good,
+        warmup,
+        result.group_num_requests().tolist(),
+    )
+    return stats, placement
+
+
+class EventResult(NamedTuple):
+    """What became of the requests of a workload, arrays of shape (n,).
+
+    Attributes
+    ----------
+    finish : ndarray of float64
+        Seconds; the arrival for a request that was not served.
+    good : ndarray of bool
+        Whether it was served within its SLO.
+    group : ndarray of int32
+        The group that it was for; -1 if none has its model.
+    num_groups : int
+        Groups of the placement, of the one with the most where placements take over from one another.
+    """
+
+    finish: NDArray[np.float64]
+    good: NDArray[np.bool_]
+    group: NDArray[np.int32]
+    num_groups: int
+
+    def group_num_requests(self) -> NDArray[np.int64]:
+        """Return how many requests were for each group, shape (num_groups,)."""
+        return np.bincount(self.group[self.group >= 0], minlength=self.num_groups)
+
+
+def simulate_on(controller: Controller, placement: Placement, workload: Workload, debug: bool = False) -> EventResult:
+    """Simulate a workload on a controller whose models are registered.
+
+    Parameters
+    ----------
+    controller : Controller
+        If it has groups already, they serve the first placement; else they are made from it.
+    placement : ModelPlacement or ModelPlacementWithReplacement
+        Model ids are positions in the order of registration.
+    workload : Workload
+    debug : bool
+        Log when each request passed which station.
+    """
+    if controller.rules.service == "tokens":
         workload.require_tokens()
+    report_unregistered(workload, controller.models)
     results = []
+    num_groups = 0
     for one, first, past in _segments(placement, workload):
         if first > 0 or not controller.groups:
             controller = _with_placement(controller, one, num_earlier=first)
@@ -228,20 +282,16 @@ def simulate_one_case(
         client = Client(controller, debug)
         with _paused_garbage_collection():
             run_event_loop(_submit(client, part))
-        results.append((client.result(part), len(controller.groups)))
+        results.append(client.result(part))
+        num_groups = max(num_groups, len(controller.groups))
         for request in client.requests:
             logger.debug("request %d: %s", request.idx + first, request.time_stamp)
-    num_groups = max(count for _, count in results)
-    stats = compute_stats(
-        workload.model_ids,
-        workload.model_names,
-        workload.arrivals,
-        np.concatenate([result.finish for result, _ in results]),
-        np.concatenate([result.good for result, _ in results]),
-        warmup,
-        np.sum([result.group_num_requests(num_groups) for result, _ in results], axis=0).tolist(),
+    return EventResult(
+        np.concatenate([result.finish for result in results]),
+        np.concatenate([result.good for result in results]),
+        np.concatenate([result.group for result in results]),
+        num_groups,
     )
-    return stats, placement
 
 
 async def _submit(client: Client, workload: Workload) -> None:

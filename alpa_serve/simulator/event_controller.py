@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidWorkloadError
 from alpa_serve.scheduling import ALPASERVE, ReplicaTiming, Scheduler, replica_timing
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, ready_at
 from alpa_serve.simulator.cluster import VirtualMesh
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.scheduling import Assignment, ServingRules
     from alpa_serve.simulator.cluster import Shape
+    from alpa_serve.simulator.request import Request
 
 HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE, RESPONSE_SHARE = 2.5 / 11, 2.5 / 11, 5 / 11, 1 / 11
 """How `fixed_overhead_s` (AlpaServe's 11 ms) is spent: 2.5 ms to the controller, 2.5 ms in it, 5 ms to the group and in
@@ -31,6 +33,9 @@ its manager, 1 ms back. The first three are AlpaServe's figures."""
 MARGIN_DEVIATIONS = 2
 """Standard deviations of a delay that admission keeps in reserve: 1 ms with AlpaServe's jitter, beside the response's
 1 ms. AlpaServe keeps 4 ms, but leaves the pipeline penalty out of its reckoning, which is in here."""
+
+REJECTED = MappingProxyType({"rejected": True})
+"""The answer to a request that is not served."""
 
 _DELAY_STREAM = 0x64656C
 _DRAWS_AT_ONCE = 4096
@@ -183,7 +188,8 @@ class Controller:
         self._delays = draw_delays(rules)
         self._margin = MARGIN_DEVIATIONS * rules.overhead_jitter * rules.fixed_overhead_s
         self._response_delay = RESPONSE_SHARE * rules.fixed_overhead_s
-        # groups hold back their own requests; what holds back those of a queue is here
+        self._by_tokens = rules.service == "tokens"
+        # streams hold back requests whose devices are busy; what else holds back those of a queue is here
         self._has_queue = rules.queueing == "global_fifo" or rules.dispatch_interval_s > 0
         self._last_begin: dict[int, float] = {}
         install_remote_methods(self)
@@ -257,33 +263,41 @@ class Controller:
     def sync(self) -> None:
         """Return at once: every call has been carried out."""
 
-    async def handle_request(self, request: Any, delays: Delays | None = None) -> Any:
-        """Serve a request, from when the client sends it to when the response is there.
-
-        Parameters
-        ----------
-        request : Request
-            With `model_name`, `slo` and `submit_time`; the latter is now if it is None.
-        delays : Delays, optional
-            Drawn if left out.
+    async def handle_request(self, request: Request) -> Any:
+        """Serve a request that is sent now.
 
         Returns
         -------
-        Outcome
+        object
+            What its model answers; :data:`REJECTED` if it was dropped for its SLO or no group has its model.
+        """
+        outcome = await self.serve(request)
+        return outcome.answer if outcome.served else REJECTED
+
+    async def serve(self, request: Request) -> Outcome:
+        """Serve a request, from when it is sent to when its response is there, and tell what became of it.
+
+        Its SLO counts from its `submit_time`; that is set to now if it is None.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If service is by tokens and the request has no token counts.
         """
         loop = current_loop()
         if request.submit_time is None:
             request.submit_time = loop.now
         sent = request.submit_time
-        http, dispatch, to_group = next(self._delays) if delays is None else delays
+        http, dispatch, to_group = next(self._delays)
         if http or dispatch:
             # nothing happens between the two
             await go_on_at(loop.now + http + dispatch)
         name = request.model_name
         slo = inf if request.slo is None else request.slo
-        assignment = self._scheduler.place(
-            name, sent, slo - self._margin, request.input_tokens or 0, request.output_tokens or 0
-        )
+        if self._by_tokens:
+            assignment = self._scheduler.place(name, sent, slo - self._margin, *_tokens_of(request))
+        else:
+            assignment = self._scheduler.place(name, sent, slo - self._margin)
         if self.debug:
             request.time_stamp.update(sent=sent, received=sent + http, dispatched=loop.now)
         if assignment is None:
@@ -309,6 +323,15 @@ class Controller:
         begin = begin_in_queue(ready, self._last_begin.get(queue, 0.0), self.rules.dispatch_interval_s)
         self._last_begin[queue] = begin
         return begin
+
+
+def _tokens_of(request: Request) -> tuple[int, int]:
+    if request.input_tokens is None or request.output_tokens is None:
+        raise InvalidWorkloadError(
+            f"service='tokens' needs token counts; request {request.idx} for model {request.model_name!r} has "
+            f"input_tokens={request.input_tokens}, output_tokens={request.output_tokens}"
+        )
+    return request.input_tokens, request.output_tokens
 
 
 class Outcome(NamedTuple):

@@ -14,7 +14,7 @@ from alpa_serve.scheduling import ALPASERVE, replica_timing
 from alpa_serve.simulator.columns import check_columns, column, token_column
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -145,17 +145,8 @@ class RequestTable:
             input_tokens=workload.input_tokens,
             output_tokens=workload.output_tokens,
         )
-        num_unknown = len(table) - int(table.model_num_requests.sum())
-        if num_unknown and names not in workload.reported_unregistered:
-            workload.reported_unregistered.add(names)
-            unknown = {name: workload.num_model_requests(name) for name in workload.model_names if name not in position}
-            counts = ", ".join(f"{name!r}: {count}" for name, count in unknown.items() if count)
-            logger.warning(
-                "%d of %d requests name a model that is not registered and will not be served (%s)",
-                num_unknown,
-                len(table),
-                counts,
-            )
+        if table.model_num_requests.sum() < len(table):
+            report_unregistered(workload, names)
         if workload.enable_simulator_cache:
             workload.cached_data = (names, table)
         return table
@@ -223,6 +214,23 @@ class RequestTable:
             np.bincount(model_ids[model_ids >= 0], minlength=len(self.model_num_requests)),
             self.input_tokens[first:past],
             self.output_tokens[first:past],
+        )
+
+
+def report_unregistered(workload: Workload, model_names: Iterable[str]) -> None:
+    """Warn of requests for models that are not among `model_names`, once for a workload and its parts."""
+    names = tuple(model_names)
+    if names in workload.reported_unregistered:
+        return
+    known = set(names)
+    unknown = {name: workload.num_model_requests(name) for name in workload.model_names if name not in known}
+    if any(unknown.values()):
+        workload.reported_unregistered.add(names)
+        logger.warning(
+            "%d of %d requests name a model that is not registered and will not be served (%s)",
+            sum(unknown.values()),
+            len(workload),
+            ", ".join(f"{name!r}: {count}" for name, count in unknown.items() if count),
         )
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,6 +8,7 @@ from alpa_serve.errors import InvalidConfigError, UnknownNameError
 from alpa_serve.placement import ClusterEnv, ModelPlacement
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator, linked_groups
 from alpa_serve.profiling import ParallelConfig
+from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.simulator.controller import approximate_one_case
 from alpa_serve.util import GB
 
@@ -104,6 +107,18 @@ def test_islands_are_the_connected_components_of_shared_models(group_models):
 def test_two_models_of_one_name_are_refused(datas, workload):
     with pytest.raises(InvalidConfigError, match=r"names must differ.*'m0', 'm0'"):
         PlacementEvaluator([datas[0], datas[0]], CLUSTER, workload)
+
+
+def test_the_event_driven_simulator_evaluates_nearly_alike_and_without_jitter_alike(datas, workload, evaluator):
+    placement = ModelPlacement([ParallelConfig(1, 1, 2), ParallelConfig(1, 1, 1)], [[0, 1, 2], [3, 0]])
+    fast = evaluator.evaluate(placement)
+    events = PlacementEvaluator(datas, CLUSTER, workload, "simulator").evaluate(placement)
+    assert events.goodput == pytest.approx(fast.goodput, abs=0.01)
+    steady = replace(ALPASERVE, overhead_jitter=0.0)
+    exact = PlacementEvaluator(datas, CLUSTER, workload, "simulator", rules=steady).evaluate(placement)
+    assert exact.model_num_good.tolist() == fast.model_num_good.tolist()
+    assert exact.group_num_requests.tolist() == fast.group_num_requests.tolist()
+    assert exact.score == pytest.approx(fast.score, abs=1e-9)
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones(datas, workload):

@@ -240,6 +240,14 @@ def test_requests_that_nobody_can_serve_are_bad():
     assert stats.group_num_requests == [1]
 
 
+def test_requests_for_unregistered_models_are_counted_in_a_warning(caplog):
+    workload = Workload.from_columns([0.0, 1.0, 2.0], [0, 1, 1], ["m0", "unknown"], 0.5)
+    models = [ModelData("m0", 0.5, 5.0, 2.0, PROFILE)]
+    with caplog.at_level(logging.WARNING):
+        simulate_one_case(executable_case(models, workload, ModelPlacement([ONE], [[0]])), warmup=0)
+    assert "2 of 3 requests name a model that is not registered and will not be served ('unknown': 2)" in caplog.text
+
+
 def test_an_empty_workload_gives_empty_statistics():
     stats, _ = simulate_one_case(gamma_case(SHARED)._replace(generate_workload=Workload.empty))
     assert (stats.num_requests, stats.goodput, stats.group_num_requests) == (0, 0.0, [0, 0])

@@ -3,7 +3,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidProfileError
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidProfileError, InvalidWorkloadError
+from alpa_serve.profiles import maveriq
 from alpa_serve.profiling import ParallelConfig
 from alpa_serve.scheduling import ALPASERVE, ServingRules
 from alpa_serve.simulator.controller import Controller
@@ -41,7 +42,7 @@ def ask(controller, *requests):
     """Send all requests at once; (answer, time of response) of each."""
 
     async def one(request):
-        outcome = await controller.handle_request(request)
+        outcome = await controller.serve(request)
         return outcome.answer, outcome.finish
 
     async def main():
@@ -79,7 +80,7 @@ def test_requests_go_to_the_replica_that_is_free_first():
         controller.create_replica("slow", group_id)
 
     async def groups():
-        outcomes = [controller.handle_request(request_for("slow", 0)) for _ in range(6)]
+        outcomes = [controller.serve(request_for("slow", 0)) for _ in range(6)]
         tasks = [current_loop().spawn(outcome) for outcome in outcomes]
         return [(await task).group_id for task in tasks]
 
@@ -94,10 +95,34 @@ def test_a_request_that_would_be_late_is_dropped_and_one_for_an_unknown_model_to
 
     async def outcomes():
         wanted = [request_for("m", slo=slo) for slo in (1.5, 1.5, 2.0)] + [request_for("nobody")]
-        tasks = [current_loop().spawn(controller.handle_request(request)) for request in wanted]
+        tasks = [current_loop().spawn(controller.serve(request)) for request in wanted]
         return [(await task)[:3] for task in tasks]
 
     assert run_event_loop(outcomes()) == [(True, 1.0, 0), (False, 0.0, 0), (True, 2.0, 0), (False, 0.0, -1)]
+
+
+def test_the_answer_of_a_request_that_is_not_served_says_so(profile):
+    controller = Controller(EXACT)
+    controller.register_model("m", partial(Executable, profile))
+    controller.register_model("echo", Echo)
+    controller.create_mesh_group_manager(0, (1, 1))
+    controller.create_replica("m", 0, [ONE, (1, 1)])
+    controller.create_replica("echo", 0)
+
+    async def answers():
+        requests = [request_for("echo", 7), request_for("m", slo=0.5), request_for("nobody")]
+        return [await controller.handle_request.remote(request) for request in requests]
+
+    assert run_event_loop(answers()) == [7, {"rejected": True}, {"rejected": True}]
+
+
+def test_tokens_that_are_needed_but_absent_are_named():
+    controller = Controller(ServingRules(service="tokens"))
+    controller.register_model("falcon-40b", partial(Executable, maveriq.load("falcon-40b")))
+    controller.create_mesh_group_manager(0, (1, 8))
+    controller.create_replica("falcon-40b", 0, [ParallelConfig(1, 4, 2), (1, 8)])
+    with pytest.raises(InvalidWorkloadError, match=r"request 0 for model 'falcon-40b' has input_tokens=None"):
+        run_event_loop(controller.handle_request(request_for("falcon-40b")))
 
 
 def test_replicas_of_a_group_share_its_devices_and_those_of_others_do_not(profile):
