@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUNDING_S = 1e-9
-"""A response is in time if it is late by less: event times carry the rounding of the delays that they add up."""
-
 
 class Client:
     """Sends the requests of workloads to a controller, and keeps what became of them.
@@ -118,7 +115,8 @@ class ClientResult:
     """
 
     def __init__(self, workload: Workload) -> None:
-        self._deadlines = (workload.arrivals + workload.slos + ROUNDING_S).tolist()
+        self._arrivals: list[float] = workload.arrivals.tolist()
+        self._slos: list[float] = workload.slos.tolist()
         self._finish: list[float] = workload.arrivals.tolist()
         self._good = [False] * len(workload)
         self._group = [-1] * len(workload)
@@ -128,7 +126,7 @@ class ClientResult:
         self._group[idx] = outcome.group_id
         if outcome.served:
             self._finish[idx] = outcome.finish
-            self._good[idx] = outcome.finish <= self._deadlines[idx]
+            self._good[idx] = outcome.finish - self._arrivals[idx] <= self._slos[idx]
 
     @property
     def finish(self) -> NDArray[np.float64]:

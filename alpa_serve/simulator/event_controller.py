@@ -34,6 +34,9 @@ MARGIN_DEVIATIONS = 2
 """Standard deviations of a delay that admission keeps in reserve: 1 ms with AlpaServe's jitter, beside the response's
 1 ms. AlpaServe keeps 4 ms, but leaves the pipeline penalty out of its reckoning, which is in here."""
 
+ROUNDING_S = 1e-9
+"""Seconds below which an event time and the scheduler's are the same."""
+
 REJECTED = MappingProxyType({"rejected": True})
 """The answer to a request that is not served."""
 
@@ -45,13 +48,17 @@ Delays = tuple[float, float, float]
 """Seconds that a request spends on its way to the controller, in the controller, and on its way to its group."""
 
 
-def draw_delays(rules: ServingRules) -> Iterator[Delays]:
-    """Yield the delays of one request after the other, without end: |Normal(share of the overhead, jitter)|."""
+def draw_delays(rules: ServingRules, num_earlier: int = 0) -> Iterator[Delays]:
+    """Yield the delays of one request after the other, without end: |Normal(share of the overhead, jitter)|.
+
+    Those of the first `num_earlier` requests are left out.
+    """
     means = np.array([HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE]) * rules.fixed_overhead_s
     deviation = rules.overhead_jitter * rules.fixed_overhead_s
     if deviation == 0:
         yield from itertools.repeat((means[0].item(), means[1].item(), means[2].item()))
     generator = np.random.default_rng([_DELAY_STREAM, rules.seed])
+    generator.normal(size=(num_earlier, 3))
     while True:
         block = np.abs(generator.normal(means, deviation, size=(_DRAWS_AT_ONCE, 3)))
         yield from zip(*block.T.tolist(), strict=True)
@@ -91,6 +98,9 @@ class GroupManager:
         self.exclusive = exclusive
         self.replicas: dict[str, Any] = {}
         self._all_streams: tuple[str, ...] = ()
+        # then requests pass every stage in the order in which they pass the first, and all stages can be kept for a
+        # request as soon as the first is
+        self._stages_are_shared = True
 
     def create_replica(self, name: str, create_info: CreateInfo) -> None:
         """Make a replica of a model on the devices of this group.
@@ -117,6 +127,8 @@ class GroupManager:
                 replica.place_on(self.virtual_mesh)
             self._all_streams = tuple(gpu.stream_name for gpu in self.virtual_mesh.gpus)
         self.replicas[name] = replica
+        stages = [other.stage_streams for other in self.replicas.values() if isinstance(other, Executable)]
+        self._stages_are_shared = all(other == stages[0] for other in stages)
 
     def timing(self, name: str, rules: ServingRules) -> ReplicaTiming:
         """Return how long the replica of a model takes; a model that does not tell counts as taking no time."""
@@ -155,6 +167,9 @@ class GroupManager:
             return None
         for streams, seconds in zip(replica.stage_streams, stage_latency, strict=True):
             begin = loop.reserve(streams, seconds, begin)
+            if not self._stages_are_shared:
+                await go_on_at(begin)
+        if self._stages_are_shared:
             await go_on_at(begin)
         return None
 
@@ -185,7 +200,7 @@ class Controller:
         self.models: dict[str, CreateInfo] = {}
         self.groups: dict[int, GroupManager] = {}
         self._scheduler = Scheduler(rules, num_earlier)
-        self._delays = draw_delays(rules)
+        self._delays = draw_delays(rules, num_earlier)
         self._margin = MARGIN_DEVIATIONS * rules.overhead_jitter * rules.fixed_overhead_s
         self._response_delay = RESPONSE_SHARE * rules.fixed_overhead_s
         self._by_tokens = rules.service == "tokens"
@@ -311,7 +326,11 @@ class Controller:
         if self.debug:
             request.time_stamp.update(at_group=loop.now)
         answer = await self.groups[group_id].handle_request(name, request, assignment.stage_latency, begin)
+        # event times carry the rounding of the delays that they add up: without jitter they are what was planned
         finish = loop.now + self._response_delay
+        planned = assignment.end + self.rules.fixed_overhead_s
+        if abs(finish - planned) <= ROUNDING_S:
+            finish = planned
         if self.debug:
             request.time_stamp.update(executed=loop.now, finished=finish)
         return Outcome(True, finish, group_id, answer)

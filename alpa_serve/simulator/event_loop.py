@@ -6,11 +6,12 @@ time. Every run has a loop of its own, so runs can be nested and go on in severa
 
 from __future__ import annotations
 
-import heapq
 import itertools
+import logging
 import threading
 import types
 from functools import wraps
+from heapq import heappop, heappush
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,8 @@ from alpa_serve.errors import InvalidConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Hashable, Sequence
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -51,10 +54,17 @@ class Task(Signal):
     __slots__ = ("coroutine", "error", "result")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        super().__init__()
+        # what Signal's does, without the call: there is a task per request
+        self.done = False
+        self.waiting = []
         self.coroutine = coroutine
         self.result: Any = None
         self.error: BaseException | None = None
+
+    @property
+    def name(self) -> str:
+        """What the coroutine calls itself."""
+        return getattr(self.coroutine, "__qualname__", repr(self.coroutine))
 
     def __await__(self) -> Generator[Any, None, Any]:
         yield from super().__await__()
@@ -78,6 +88,7 @@ class EventLoop:
         self.now = 0.0
         self.free_at: dict[Hashable, float] = {}
         self._heap: list[tuple[float, int, Task]] = []
+        self._waiting: dict[int, Task] = {}
         self._order = itertools.count()
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], at: float | None = None) -> Task:
@@ -93,7 +104,7 @@ class EventLoop:
             coroutine.close()
             raise InvalidConfigError(f"a coroutine cannot begin at {at!r} s: it is {self.now:g} s now")
         task = Task(coroutine)
-        heapq.heappush(self._heap, (time, next(self._order), task))
+        heappush(self._heap, (time, next(self._order), task))
         return task
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> Task:
@@ -116,25 +127,39 @@ class EventLoop:
         return end
 
     def run(self) -> None:
-        """Go on until no task is left that waits for a time.
+        """Go on until every task has ended.
 
         Raises
         ------
         Exception
             What a task raised that nobody was waiting for; the others are closed.
+        RuntimeError
+            If tasks wait for what never comes, such as each other.
         """
-        heap, step, heappop = self._heap, self._step, heapq.heappop
+        heap, step = self._heap, self._step
         previous = _threads.running
         _threads.running = self
         try:
             while heap:
                 self.now, _, task = heappop(heap)
                 step(task)
+            if self._waiting:
+                waiting = ", ".join(sorted({task.name for task in self._waiting.values()}))
+                raise RuntimeError(f"{len(self._waiting)} coroutines wait for what never comes: {waiting}")
         finally:
+            self._close_all()
             _threads.running = previous
-            for _, _, task in heap:
+
+    def _close_all(self) -> None:
+        """End the coroutines that are left; what they raise at that is logged, lest it hides why they are ended."""
+        left = [*(task for _, _, task in self._heap), *self._waiting.values()]
+        self._heap.clear()
+        self._waiting.clear()
+        for task in left:
+            try:
                 task.coroutine.close()
-            heap.clear()
+            except Exception:
+                logger.exception("%s failed while it was closed", task.name)
 
     def _step(self, task: Task) -> None:
         """Run a task up to what it waits for next."""
@@ -142,7 +167,9 @@ class EventLoop:
             wanted = task.coroutine.send(None)
         except StopIteration as stop:
             task.result = stop.value
-            task.give()
+            task.done = True
+            if task.waiting:
+                task.give()
         except Exception as error:
             if not task.waiting:
                 raise
@@ -150,14 +177,16 @@ class EventLoop:
             task.give()
         else:
             if wanted.__class__ is float:
-                heapq.heappush(self._heap, (wanted, next(self._order), task))
+                heappush(self._heap, (wanted, next(self._order), task))
             else:
                 # a signal, which wakes it when it is given
                 wanted.waiting.append(task)
+                self._waiting[id(task)] = task
 
     def resume(self, task: Task) -> None:
         """Have a task that waits for a signal go on now."""
-        heapq.heappush(self._heap, (self.now, next(self._order), task))
+        del self._waiting[id(task)]
+        heappush(self._heap, (self.now, next(self._order), task))
 
 
 class _Threads(threading.local):
@@ -196,12 +225,7 @@ def run_event_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
     """
     loop = EventLoop()
     main = loop.spawn(coroutine)
-    try:
-        loop.run()
-    finally:
-        coroutine.close()
-    if not main.done:
-        raise RuntimeError(f"{coroutine!r} waits for a task that never ends")
+    loop.run()
     if main.error is not None:
         raise main.error
     result: Result = main.result
@@ -209,7 +233,15 @@ def run_event_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 def main_loop() -> None:
-    """Run what :func:`timed_coroutine` was asked for outside of any loop, until nothing is left to do."""
+    """Run what :func:`timed_coroutine` was asked for outside of any loop, until nothing is left to do.
+
+    Raises
+    ------
+    RuntimeError
+        If a loop is running already: it does what is asked for inside it.
+    """
+    if _threads.running is not None:
+        raise RuntimeError("a loop is running already; what is asked for inside it is done without main_loop()")
     loop, _threads.gathering = _threads.gathering, None
     if loop is not None:
         loop.run()
@@ -248,7 +280,7 @@ def sleep(s: float) -> Generator[float, None, None]:
 
 
 @types.coroutine
-def wait_stream(name: Hashable, s: float) -> Generator[float, None, None]:
+def wait_stream(name: Hashable, s: float) -> Generator[float, None, float]:
     """Work for `s` seconds on a stream that does one thing after the other, in the order of asking.
 
     Parameters
@@ -257,14 +289,24 @@ def wait_stream(name: Hashable, s: float) -> Generator[float, None, None]:
         Of the stream; it comes into being when first named.
     s : float
         Seconds of work.
+
+    Returns
+    -------
+    float
+        Seconds on the loop's clock at which the work began.
     """
-    _check_work(name, s)
-    yield current_loop().reserve((name,), float(s))
+    return (yield from wait_multi_stream((name,), (s,)))
 
 
 @types.coroutine
-def wait_multi_stream(names: Sequence[Hashable], ss: Sequence[float]) -> Generator[float, None, None]:
-    """Work on several streams at once, `ss[i]` seconds on `names[i]`; begins when all are free, ends with the last."""
+def wait_multi_stream(names: Sequence[Hashable], ss: Sequence[float]) -> Generator[float, None, float]:
+    """Work on several streams at once, `ss[i]` seconds on `names[i]`; begins when all are free, ends with the last.
+
+    Returns
+    -------
+    float
+        Seconds on the loop's clock at which the work began.
+    """
     if len(names) != len(ss) or not names:
         raise InvalidConfigError(f"need as many seconds as streams, at least one, got {len(ss)} and {len(names)}")
     loop = current_loop()
@@ -273,6 +315,7 @@ def wait_multi_stream(names: Sequence[Hashable], ss: Sequence[float]) -> Generat
         _check_work(name, s)
         begin = max(begin, loop.free_at.get(name, 0.0))
     yield max(loop.reserve((name,), float(s), begin) for name, s in zip(names, ss, strict=True))
+    return begin
 
 
 _ENDLESS = float("inf")

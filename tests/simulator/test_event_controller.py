@@ -142,6 +142,18 @@ def test_replicas_of_a_group_share_its_devices_and_those_of_others_do_not(profil
     assert [finish for _, finish in ask(apart, request_for("a"), request_for("b"))] == [3.0, 3.0]
 
 
+def test_models_of_one_group_may_be_split_differently(profile):
+    controller = Controller(EXACT)
+    for name in ("split", "whole"):
+        controller.register_model(name, partial(Executable, profile))
+    controller.create_mesh_group_manager(0, (1, 2))
+    controller.create_replica("split", 0, [PIPELINE, (1, 2)])
+    controller.create_replica("whole", 0, [ONE, (1, 2)])
+    # "whole" works on the device of the first stage only, between the two requests that are split
+    answers = ask(controller, *map(request_for, ("split", "whole", "split")))
+    assert [finish for _, finish in answers] == [3.0, 2.0, 5.0]
+
+
 def test_a_model_without_latencies_shares_a_group_with_one_that_has_them(profile):
     controller = Controller(EXACT)
     controller.register_model("m", partial(Executable, profile))
@@ -237,6 +249,13 @@ def test_delays_follow_the_seed_and_vanish_with_the_overhead_or_the_jitter():
     assert first(seed=1) == first(seed=1) != first(seed=2)
     assert first(fixed_overhead_s=0.0) == [(0.0, 0.0, 0.0)] * 5
     assert first(fixed_overhead_s=0.022, overhead_jitter=0.0) == [pytest.approx((0.005, 0.005, 0.01))] * 5
+
+
+def test_delays_go_on_where_an_earlier_controller_left_off():
+    whole = draw_delays(ALPASERVE)
+    drawn = [next(whole) for _ in range(5000)]
+    rest = draw_delays(ALPASERVE, num_earlier=4990)
+    assert [next(rest) for _ in range(10)] == drawn[4990:]
 
 
 def test_a_single_request_takes_its_latency_and_the_overhead(profile):

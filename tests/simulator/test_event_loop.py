@@ -247,11 +247,68 @@ def test_the_error_of_the_coroutine_itself_is_raised():
 
 
 def test_waiting_for_what_never_comes_is_an_error():
-    async def main():
+    async def hang():
         await Signal()
 
-    with pytest.raises(RuntimeError, match="never"):
+    with pytest.raises(RuntimeError, match=r"1 coroutines wait for what never comes: .*hang"):
+        run_event_loop(hang())
+
+
+def test_coroutines_that_wait_for_each_other_are_told_and_closed():
+    tasks, closed = {}, []
+
+    async def wait_for(name):
+        try:
+            await sleep(1)
+            await tasks[name]
+        finally:
+            closed.append(name)
+
+    async def main():
+        for name, other in (("a", "b"), ("b", "a")):
+            tasks[name] = current_loop().spawn(wait_for(other))
+
+    with pytest.raises(RuntimeError, match=r"2 coroutines wait for what never comes: .*wait_for"):
         run_event_loop(main())
+    assert sorted(closed) == ["a", "b"]
+
+
+def test_an_error_closes_those_who_wait_for_others_and_is_not_hidden_by_what_they_raise_then(caplog):
+    async def fail():
+        await sleep(1)
+        raise ValueError("the cause")
+
+    async def wait():
+        try:
+            await Signal()
+        finally:
+            raise KeyError("while closing")
+
+    async def main():
+        current_loop().spawn(wait())
+        current_loop().spawn(fail())
+
+    with pytest.raises(ValueError, match="the cause"):
+        run_event_loop(main())
+    assert "failed while it was closed" in caplog.text
+
+
+def test_the_main_loop_inside_a_loop_is_an_error():
+    async def main():
+        main_loop()
+
+    with pytest.raises(RuntimeError, match="running already"):
+        run_event_loop(main())
+
+
+def test_work_on_streams_tells_when_it_began():
+    async def main():
+        current_loop().spawn(wait_stream("x", 2))
+        await sleep(1)
+        one = await wait_stream("x", 1)
+        return one, await wait_multi_stream(["x", "y"], [1, 1])
+
+    assert run_event_loop(main()) == (2, 3)
 
 
 @pytest.mark.parametrize("seconds", [-1e-9, float("nan"), float("inf")])
