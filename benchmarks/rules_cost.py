@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numba
 import numpy as np
@@ -128,10 +129,8 @@ def main():
             return counts
 
         actions = {"no rules": reference}
-        for kind, rules in RULES.items():
-            actions[kind] = lambda kind=kind, rules=rules, tables=replicas: simulate_counts(
-                requests, tables[kind], rules
-            )
+        for kind in RULES:
+            actions[kind] = partial(simulate_counts, requests, replicas[kind])
         # the reference is only worth comparing with if it does the same; this compiles, too
         assert reference()[0].tolist() == actions["alpaserve"]().model_num_good.tolist()
         times = {name: [] for name in actions}

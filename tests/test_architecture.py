@@ -170,11 +170,7 @@ PUBLIC = {
         "SimulationResult.to_frame": "self",
     },
     "alpa_serve.scheduling": {
-        "ServingRules": (
-            "execution='pipelined', queueing='per_group', dispatch='least_loaded', admission='deadline', "
-            "service='profile', stage_penalty=0.009, fixed_overhead_s=0.011, dispatch_interval_s=0.0, "
-            "request_overhead_s=0.0, idle_after_s=float('inf'), idle_penalty_s=0.0, overhead_jitter=0.5 / 11, seed=0"
-        ),
+        "ServingRules": None,
         "ALPASERVE": None,
         "MAVERIQ": None,
     },

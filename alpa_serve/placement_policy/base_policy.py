@@ -17,7 +17,7 @@ from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.evolutionary import evolutionary_search
 from alpa_serve.placement_policy.greedy import replica_placement_fast_greedy, replica_placement_round_robin
 from alpa_serve.placement_policy.training import gen_train_workload
-from alpa_serve.scheduling import ALPASERVE
+from alpa_serve.scheduling import ALPASERVE, check_rules
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class BasePlacementPolicy(ABC):
     """
 
     def __init__(self, verbose: int = 0, *, rules: ServingRules = ALPASERVE) -> None:
-        self.rules = rules
+        self.rules = check_rules(rules)
         self.verbose = check_int(int(verbose) if isinstance(verbose, bool) else verbose, "verbose", minimum=0)
 
     @abstractmethod

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError
-from alpa_serve.scheduling import ALPASERVE
+from alpa_serve.scheduling import ALPASERVE, check_rules
 from alpa_serve.simulator.client import simulate_on
 from alpa_serve.simulator.event_controller import Controller
 from alpa_serve.simulator.executable import Executable
@@ -117,7 +117,7 @@ class PlacementEvaluator:
         self.workload = workload
         self.method = check_known(method, METHODS, "evaluation method")
         self.parallel = parallel
-        self.rules = rules
+        self.rules = check_rules(rules)
         names = [data.name for data in self.model_datas]
         if len(set(names)) != len(names):
             raise InvalidConfigError(f"model names must differ, got {names}")
@@ -186,7 +186,7 @@ class PlacementEvaluator:
         )
 
     def _islands(self, placement: ModelPlacement) -> list[list[int]]:
-        if self.rules.islands_are_independent:
+        if self.rules.queueing == "per_group":
             return linked_groups(placement.group_models)
         return [list(range(len(placement.group_models)))]
 
@@ -197,7 +197,7 @@ class PlacementEvaluator:
             replicas = ReplicaTable.of_groups(
                 self._models, [config for config, _ in island], [models for _, models in island]
             )
-            counts = simulate_counts(self._requests, replicas, self.rules)
+            counts = simulate_counts(self._requests, replicas)
             members = sorted({model_id for _, models in island for model_id in models})
             known = (
                 members,

@@ -20,7 +20,7 @@ CHOICES = {
 _SECONDS = ("fixed_overhead_s", "dispatch_interval_s", "request_overhead_s", "idle_penalty_s")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServingRules:
     """How a cluster serves: what simulators, searches and runtime take for granted about it.
 
@@ -91,17 +91,28 @@ class ServingRules:
             check_real(getattr(self, name), f"{name} (s)", minimum=0.0)
         check_real(self.idle_after_s, "idle_after_s (s)", minimum=0.0, finite=False)
         check_real(self.overhead_jitter, "overhead_jitter", minimum=0.0)
+        for name in ("stage_penalty", *_SECONDS, "idle_after_s", "overhead_jitter"):
+            # one kind of number, whatever was given: the compiled simulator is compiled anew for another
+            object.__setattr__(self, name, float(getattr(self, name)))
         check_int(self.seed, "seed", minimum=0)
         if self.idle_penalty_s > 0 and math.isinf(self.idle_after_s):
             raise InvalidConfigError(
                 f"idle_penalty_s is {self.idle_penalty_s:g} s but idle_after_s is infinite, so that no group ever "
-                "counts as idle; set both or neither"
+                "counts as idle; set idle_after_s too"
             )
 
-    @property
-    def islands_are_independent(self) -> bool:
-        """Whether groups that share no model cannot influence each other."""
-        return self.queueing == "per_group"
+
+def check_rules(rules: object) -> ServingRules:
+    """Return `rules` if they are ServingRules.
+
+    Raises
+    ------
+    InvalidConfigError
+        If they are something else.
+    """
+    if not isinstance(rules, ServingRules):
+        raise InvalidConfigError(f"rules must be ServingRules, such as ALPASERVE or MAVERIQ, got {rules!r}")
+    return rules
 
 
 ALPASERVE = ServingRules()

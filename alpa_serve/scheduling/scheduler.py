@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alpa_serve.errors import InvalidPlacementError
+from alpa_serve.scheduling.rules import check_rules
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, choose_replica, commit, ready_at, run_stages
 
 if TYPE_CHECKING:
@@ -64,17 +65,20 @@ class Scheduler:
     """Decides, request by request, which group serves it, when, and whether it is served at all.
 
     It keeps the clocks of all groups by what it decided, so it must see the requests in the order in which they are
-    to be served.
+    to be served; one thread at a time may use it.
 
     Parameters
     ----------
     rules : ServingRules
     num_earlier : int
         Requests that were placed before by another scheduler, whose draws for random dispatch are used up.
+    since : float
+        Seconds from which on its groups are there, idle.
     """
 
-    def __init__(self, rules: ServingRules, num_earlier: int = 0) -> None:
-        self.rules = rules
+    def __init__(self, rules: ServingRules, num_earlier: int = 0, since: float = 0.0) -> None:
+        self.rules = check_rules(rules)
+        self._since = since
         self._exclusive = rules.execution == "exclusive"
         self._one_queue = rules.queueing == "global_fifo"
         self._draws = _endless_draws(rules, num_earlier) if rules.dispatch == "random" else None
@@ -87,12 +91,12 @@ class Scheduler:
         self._groups_of: dict[Hashable, list[int]] = {}
 
     def add_group(self, group_id: int) -> None:
-        """Add a group without replicas, idle from time 0."""
+        """Add a group without replicas."""
         if group_id in self._clocks:
             raise InvalidPlacementError(f"group {group_id} exists already")
         self._clocks[group_id] = []
-        self._busy_until[group_id] = 0.0
-        self._last_begin[group_id] = 0.0
+        self._busy_until[group_id] = self._since
+        self._last_begin[group_id] = self._since
 
     def add_replica(self, model: Hashable, group_id: int, timing: ReplicaTiming) -> None:
         """Add a replica of `model` to a group; it has as many stages as `timing`.
@@ -108,7 +112,7 @@ class Scheduler:
             raise InvalidPlacementError(f"group {group_id} has a replica of {model!r} already")
         clocks = self._clocks[group_id]
         # a stage that no replica had so far was never busy
-        clocks.extend([0.0] * (len(timing.latency) - len(clocks)))
+        clocks.extend([self._since] * (len(timing.latency) - len(clocks)))
         replicas = self._replicas.setdefault(model, [])
         replicas.append(_Replica(group_id, timing))
         # dispatch prefers the lowest group on a tie, whatever the order of registration
@@ -122,22 +126,25 @@ class Scheduler:
     def place(
         self,
         model: Hashable,
-        arrival: float,
+        now: float,
         slo: float,
         input_tokens: int = 0,
         output_tokens: int = 1,
+        sent: float | None = None,
     ) -> Assignment | None:
         """Decide about one request.
 
         Parameters
         ----------
         model : hashable
-        arrival : float
-            Seconds on the caller's clock.
+        now : float
+            Seconds on the caller's clock: the request cannot begin before.
         slo : float
-            Seconds from arrival to the end, `fixed_overhead_s` included; infinity for none.
+            Seconds from `sent` to the end, `fixed_overhead_s` included; infinity for none.
         input_tokens, output_tokens : int
             Of use under token service only.
+        sent : float, optional
+            Seconds: when the request was sent; now if left out.
 
         Returns
         -------
@@ -158,8 +165,8 @@ class Scheduler:
         num_stages = len(timing.latency)
         busy_until = self._busy_until[group_id]
         queue = 0 if self._one_queue else group_id
-        ready = ready_at(arrival, busy_until if self._exclusive else clocks[0])
-        begin = begin_in_queue(ready, self._last_begin.get(queue, 0.0), rules.dispatch_interval_s)
+        ready = ready_at(now, busy_until if self._exclusive else clocks[0])
+        begin = begin_in_queue(ready, self._last_begin.get(queue, self._since), rules.dispatch_interval_s)
         extra = 0.0
         if self._by_tokens:
             extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)
@@ -167,7 +174,7 @@ class Scheduler:
             extra += rules.idle_penalty_s
         ends = [0.0] * num_stages
         end = run_stages(begin, clocks, timing.latency, num_stages, extra, ends)
-        admitted = self._admits_all or end + rules.fixed_overhead_s - arrival <= slo
+        admitted = self._admits_all or end + rules.fixed_overhead_s - (now if sent is None else sent) <= slo
         if admitted:
             commit(clocks, ends, num_stages, self._exclusive)
             # a replica of fewer stages may be done before work that was admitted earlier

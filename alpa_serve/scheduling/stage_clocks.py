@@ -8,8 +8,10 @@ fast simulator. A group has a clock per stage, the time until which its admitted
 from __future__ import annotations
 
 import zlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Sequence = Any
 """A list or an array of one dimension; numba takes no abstract types."""
@@ -97,9 +99,11 @@ def commit(clocks: Sequence, ends: Sequence, num_stages: int, exclusive: bool) -
         clocks[k] = ends[num_stages - 1] if exclusive else ends[k]
 
 
-def source_digest() -> int:
-    """Return a number that changes when this file does.
+def _digest(*functions: Callable[..., Any]) -> str:
+    codes = [function.__code__ for function in functions]
+    parts = [(code.co_code, code.co_consts, code.co_names, code.co_varnames) for code in codes]
+    return f"{zlib.crc32(repr(parts).encode()):08x}"
 
-    Machine code that was compiled from these functions and kept on disk must not outlive them.
-    """
-    return zlib.crc32(Path(__file__).read_bytes())
+
+DIGEST = _digest(choose_replica, ready_at, begin_in_queue, after_stalls, run_stages, commit)
+"""Changes when one of these functions does: machine code compiled from them and kept on disk is named after it."""

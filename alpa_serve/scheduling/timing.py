@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class ReplicaTiming(NamedTuple):
-    """Stage k takes ``latency[k] + input_rate * input_tokens + further_rate * (output_tokens - 1)`` seconds.
+    """Stage k takes ``latency[k] + input_rate * input_tokens + further_rate * max(output_tokens - 1, 0)`` seconds.
 
     Attributes
     ----------

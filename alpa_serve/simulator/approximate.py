@@ -135,6 +135,9 @@ def approximate_one_case(
 ) -> tuple[StatsResult, Placement]:
     """Simulate a serving case with the fast simulator.
 
+    A replica on a config that its model's profile lacks serves nothing, with a warning: some of AlpaServe's policies
+    make such replicas. (:func:`~.simulation.simulate` and the event-driven simulator refuse them.)
+
     Parameters
     ----------
     case : ServingCase
@@ -262,17 +265,17 @@ def _run(
     placement: Placement, models: ModelTable, requests: RequestTable, batch_sizes: tuple[int, ...] | None
 ) -> PlacementRun:
     """Simulate all segments of arrivals and add up their counts."""
-    segments = simulate_segments(placement, models, requests, batch_sizes)
+    simulated = simulate_segments(placement, models, requests, batch_sizes)
     finish, good, group = (
-        np.concatenate([getattr(outcomes, name) for outcomes, _ in segments]) for name in ("finish", "good", "group")
+        np.concatenate([getattr(outcomes, name) for outcomes, _ in simulated]) for name in ("finish", "good", "group")
     )
-    num_groups = max(len(counts.group_num_requests) for _, counts in segments)
+    num_groups = max(len(counts.group_num_requests) for _, counts in simulated)
     return PlacementRun(
         start=requests.arrivals,
         finish=finish,
         good=good,
         model_num_requests=requests.model_num_requests,
-        model_num_good_requests=np.sum([counts.model_num_good for _, counts in segments], axis=0),
+        model_num_good_requests=np.sum([counts.model_num_good for _, counts in simulated], axis=0),
         group_num_requests=np.bincount(group[group >= 0], minlength=num_groups),
         group_num_good_requests=np.bincount(group[good], minlength=num_groups),
     )

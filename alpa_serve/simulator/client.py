@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alpa_serve.errors import InvalidPlacementError
-from alpa_serve.placement import ModelPlacement, ModelPlacementWithReplacement
+from alpa_serve.errors import InvalidPlacementError, InvalidWorkloadError
 from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.simulator.event_controller import Controller
 from alpa_serve.simulator.event_loop import Signal, current_loop, go_on_at, run_event_loop
 from alpa_serve.simulator.problem import report_unregistered
 from alpa_serve.simulator.request import Request
+from alpa_serve.simulator.segments import Segment, segments
 from alpa_serve.simulator.stats import DEFAULT_WARMUP, compute_stats
 
 if TYPE_CHECKING:
@@ -55,15 +55,23 @@ class Client:
         controller.debug = debug
         self._num_pending = 0
         self._all_done = Signal()
-        self._results: dict[int, ClientResult] = {}
+        # with the workload, so that its id is not given to another
+        self._results: dict[int, tuple[Workload, ClientResult]] = {}
 
-    def submit_workload(self, workload: Workload) -> None:
-        """Send every request of `workload` at its arrival; :meth:`wait_all` waits for the responses."""
+    def submit_workload(self, workload: Workload) -> ClientResult:
+        """Send every request of `workload` at its arrival; :meth:`wait_all` waits for the responses.
+
+        Returns
+        -------
+        ClientResult
+            Where they are noted; :meth:`result` gives that of the last time that a workload was submitted.
+        """
         result = ClientResult(workload)
-        self._results[id(workload)] = result
+        self._results[id(workload)] = workload, result
         self._num_pending += len(workload)
         self._all_done = Signal()
         current_loop().spawn(self._send_all(workload, result))
+        return result
 
     async def _send_all(self, workload: Workload, result: ClientResult) -> None:
         loop = current_loop()
@@ -88,8 +96,16 @@ class Client:
             await self._all_done
 
     def result(self, workload: Workload) -> ClientResult:
-        """Return what became of the requests of a workload that was submitted."""
-        return self._results[id(workload)]
+        """Return what became of the requests of a workload that was submitted.
+
+        Raises
+        ------
+        InvalidWorkloadError
+            If it was not.
+        """
+        if id(workload) not in self._results:
+            raise InvalidWorkloadError(f"{workload!r} was not submitted to this client")
+        return self._results[id(workload)][1]
 
     def compute_stats(self, workload: Workload, warmup: float) -> StatsResult:
         """Return the statistics of a workload that was submitted (:func:`~.stats.compute_stats`)."""
@@ -273,17 +289,18 @@ def simulate_on(controller: Controller, placement: Placement, workload: Workload
     report_unregistered(workload, controller.models)
     results = []
     num_groups = 0
-    for one, first, past in _segments(placement, workload):
-        if first > 0 or not controller.groups:
-            controller = _with_placement(controller, one, num_earlier=first)
-        part = workload if past - first == len(workload) else workload[first:past]
+    for number, segment in enumerate(segments(placement, workload.arrivals)):
+        if number or not controller.groups:
+            controller = _with_placement(controller, segment)
+        is_whole = segment.past - segment.first == len(workload)
+        part = workload if is_whole else workload[segment.first : segment.past]
         client = Client(controller, debug)
         with _paused_garbage_collection():
             run_event_loop(_submit(client, part))
         results.append(client.result(part))
         num_groups = max(num_groups, len(controller.groups))
         for request in client.requests:
-            logger.debug("request %d: %s", request.idx + first, request.time_stamp)
+            logger.debug("request %d: %s", request.idx + segment.first, request.time_stamp)
     return EventResult(
         np.concatenate([result.finish for result in results]),
         np.concatenate([result.good for result in results]),
@@ -296,21 +313,13 @@ async def _submit(client: Client, workload: Workload) -> None:
     client.submit_workload(workload)
 
 
-def _segments(placement: Placement, workload: Workload) -> Iterator[tuple[ModelPlacement, int, int]]:
-    """Yield each placement with the positions of its first request and of the one after its last."""
-    if not isinstance(placement, ModelPlacementWithReplacement):
-        yield placement, 0, len(workload)
-        return
-    cuts = [0, *np.searchsorted(workload.arrivals, placement.start_times[1:]).tolist(), len(workload)]
-    yield from zip(placement.placements, cuts[:-1], cuts[1:], strict=True)
-
-
-def _with_placement(registered: Controller, placement: ModelPlacement, num_earlier: int) -> Controller:
-    """Return a new controller with the models of another one, and the groups and replicas of `placement`.
+def _with_placement(registered: Controller, segment: Segment) -> Controller:
+    """Return a new controller with the models of another one, and the groups and replicas of the segment.
 
     Model ids are positions in the order of registration.
     """
-    controller = Controller(registered.rules, num_earlier)
+    controller = Controller(registered.rules, segment.first, segment.since)
+    placement = segment.placement
     names = list(registered.models)
     controller.models.update(registered.models)
     for group_id, (config, members) in enumerate(zip(placement.group_configs, placement.group_models, strict=True)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidWorkloadError
-from alpa_serve.scheduling import ALPASERVE, ReplicaTiming, Scheduler, replica_timing
+from alpa_serve.scheduling import ALPASERVE, ReplicaTiming, Scheduler, check_rules, replica_timing
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, ready_at
 from alpa_serve.simulator.cluster import VirtualMesh
 from alpa_serve.simulator.event_loop import current_loop, go_on_at, sleep_until
@@ -131,12 +131,21 @@ class GroupManager:
         self._stages_are_shared = all(other == stages[0] for other in stages)
 
     def timing(self, name: str, rules: ServingRules) -> ReplicaTiming:
-        """Return how long the replica of a model takes; a model that does not tell counts as taking no time."""
+        """Return how long the replica of a model takes; a model that does not tell counts as taking no time.
+
+        The rules change the times of an :class:`Executable` only: others take the time that they take.
+        """
         replica = self.replicas[name]
         if isinstance(replica, Executable):
             return replica_timing(replica.profiling_result, replica.parallel_config, rules)
         if hasattr(replica, "get_latency_dict"):
-            return ReplicaTiming(tuple(replica.get_latency_dict()[1]))
+            latencies = replica.get_latency_dict()
+            if 1 not in latencies:
+                raise InvalidConfigError(
+                    f"model {name!r}: get_latency_dict() has no batch size 1, by which it is scheduled; it has "
+                    f"{sorted(latencies)}"
+                )
+            return ReplicaTiming(tuple(map(float, latencies[1])))
         return ReplicaTiming((0.0,))
 
     def free_at(self, name: str) -> float:
@@ -184,6 +193,8 @@ class Controller:
     rules : ServingRules
     num_earlier : int
         Requests of the same workload that another controller took before.
+    since : float
+        Seconds from which on its groups are there, idle.
 
     Attributes
     ----------
@@ -194,12 +205,12 @@ class Controller:
         Whether each request notes in its `time_stamp` when it passed which station.
     """
 
-    def __init__(self, rules: ServingRules = ALPASERVE, num_earlier: int = 0) -> None:
-        self.rules = rules
+    def __init__(self, rules: ServingRules = ALPASERVE, num_earlier: int = 0, since: float = 0.0) -> None:
+        self.rules = check_rules(rules)
         self.debug = False
         self.models: dict[str, CreateInfo] = {}
         self.groups: dict[int, GroupManager] = {}
-        self._scheduler = Scheduler(rules, num_earlier)
+        self._scheduler = Scheduler(rules, num_earlier, since)
         self._delays = draw_delays(rules, num_earlier)
         self._margin = MARGIN_DEVIATIONS * rules.overhead_jitter * rules.fixed_overhead_s
         self._response_delay = RESPONSE_SHARE * rules.fixed_overhead_s

@@ -16,6 +16,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from alpa_serve.errors import InvalidConfigError
+from alpa_serve.validation import check_real
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Hashable, Sequence
@@ -223,6 +224,8 @@ def run_event_loop(coroutine: Coroutine[Any, Any, Result]) -> Result:
     RuntimeError
         If the coroutine waits for something that never comes.
     """
+    if not hasattr(coroutine, "send"):
+        raise InvalidConfigError(f"run_event_loop runs a coroutine, got {coroutine!r}")
     loop = EventLoop()
     main = loop.spawn(coroutine)
     loop.run()
@@ -274,9 +277,7 @@ def sleep(s: float) -> Generator[float, None, None]:
     InvalidConfigError
         If `s` is negative or no finite number.
     """
-    if not 0.0 <= s < _ENDLESS:
-        raise InvalidConfigError(f"a coroutine can sleep for a finite number of seconds >= 0, got {s!r}")
-    yield current_loop().now + float(s)
+    yield current_loop().now + check_real(s, "the seconds to sleep", minimum=0.0)
 
 
 @types.coroutine
@@ -318,12 +319,8 @@ def wait_multi_stream(names: Sequence[Hashable], ss: Sequence[float]) -> Generat
     return begin
 
 
-_ENDLESS = float("inf")
-
-
 def _check_work(name: Hashable, s: float) -> None:
-    if not 0.0 <= s < _ENDLESS:
-        raise InvalidConfigError(f"stream {name!r} can work for a finite number of seconds >= 0, got {s!r}")
+    check_real(s, f"the seconds of work on stream {name!r}", minimum=0.0)
 
 
 def timed_coroutine(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Task]:

@@ -91,36 +91,35 @@ class Counts:
     group_num_requests: NDArray[np.int64]
 
 
-def simulate_counts(requests: RequestTable, replicas: ReplicaTable, rules: ServingRules = ALPASERVE) -> Counts:
-    """Simulate and only count, without figures per request."""
-    return _run(requests, replicas, rules, RequestOutcomes.empty())
+def simulate_counts(requests: RequestTable, replicas: ReplicaTable) -> Counts:
+    """Simulate by the rules that `replicas` was made with, and only count, without figures per request."""
+    return _run(requests, replicas, RequestOutcomes.empty())
 
 
 def simulate_requests(
     requests: RequestTable,
     replicas: ReplicaTable,
     batch_sizes: tuple[int, ...] | None = None,
-    rules: ServingRules = ALPASERVE,
     stalls: NDArray[np.float64] | None = None,
     draws: NDArray[np.float64] | None = None,
+    since: float = 0.0,
     detailed: bool = False,
 ) -> tuple[RequestOutcomes, Counts]:
-    """Simulate and return how each request fared.
+    """Simulate by the rules that `replicas` was made with, and return how each request fared.
 
     Parameters
     ----------
     requests : RequestTable
     replicas : ReplicaTable
-        Made with the same rules.
     batch_sizes : tuple of int, optional
-        Ascending from 1, those of ``replicas.latency``; simulate batching with them. One request at a time if left
-        out.
-    rules : ServingRules
-        With batching, such as pass :func:`check_batching`.
+        Ascending from 1, those of ``replicas.latency``; simulate batching with them, by rules that pass
+        :func:`check_batching`, without stalls and details. One request at a time if left out.
     stalls : ndarray of float64, shape (num_stalls, 2), optional
         Start and end in seconds of periods, ascending and apart, during which nothing begins.
     draws : ndarray of float64, shape (n,), optional
         By which requests choose their replica at random; those of the rules' seed if left out.
+    since : float
+        Seconds from which on the groups are there, idle; not after the first arrival.
     detailed : bool
         Return `start`, `served` and `work` too; not with batching.
     """
@@ -133,8 +132,10 @@ def simulate_requests(
     )
     if detailed:
         outcomes = replace(outcomes, start=requests.arrivals.copy(), served=np.zeros(n, np.bool_), work=np.zeros(n))
+    if batch_sizes is not None and (detailed or stalls is not None):
+        raise InvalidConfigError("batching is simulated without stalls, start, served and work")
     if batch_sizes is None:
-        return outcomes, _run(requests, replicas, rules, outcomes, stalls, draws)
+        return outcomes, _run(requests, replicas, outcomes, stalls, draws, since)
     simulate_batched(
         requests.arrivals,
         requests.model_ids,
@@ -145,7 +146,7 @@ def simulate_requests(
         replicas.latency,
         replicas.num_groups,
         np.array(batch_sizes, dtype=np.int64),
-        rules.fixed_overhead_s,
+        replicas.rules.fixed_overhead_s,
         outcomes.finish,
         outcomes.good,
         outcomes.group,
@@ -181,11 +182,12 @@ _NO_BATCHING_WITH = ("dispatch_interval_s", "request_overhead_s", "idle_penalty_
 def _run(
     requests: RequestTable,
     replicas: ReplicaTable,
-    rules: ServingRules,
     outcomes: RequestOutcomes,
     stalls: NDArray[np.float64] | None = None,
     draws: NDArray[np.float64] | None = None,
+    since: float = 0.0,
 ) -> Counts:
+    rules = replicas.rules
     num_models = len(requests.model_num_requests)
     counts = Counts(np.zeros(num_models, np.int64), np.zeros(num_models), np.zeros(replicas.num_groups, np.int64))
     if rules.dispatch == "least_loaded":
@@ -193,7 +195,7 @@ def _run(
     elif draws is None:
         draws = dispatch_draws(rules, len(requests))
     kind = RuleKind.of(rules, has_stalls=stalls is not None and len(stalls) > 0)
-    _kernel(stage_clocks.source_digest(), kind if kind in _SPECIALISED else None)(
+    _kernel(kind if kind in _SPECIALISED else None)(
         requests.arrivals,
         requests.model_ids,
         requests.slos,
@@ -210,6 +212,7 @@ def _run(
         rules.dispatch_interval_s,
         rules.idle_after_s,
         rules.idle_penalty_s,
+        since,
         _NO_STALLS if stalls is None else stalls,
         counts.model_num_good,
         counts.model_latency,
@@ -260,11 +263,10 @@ _SPECIALISED = (RuleKind.of(ALPASERVE), RuleKind.of(MAVERIQ))
 
 
 @cache
-def _kernel(source_digest: int, fixed: RuleKind | None) -> Callable[..., None]:
+def _kernel(fixed: RuleKind | None) -> Callable[..., None]:
     """Return the kernel, for rules of the kind `fixed` only if that is given.
 
-    What it closes over is constant in the machine code; and the code is kept on disk under these values, hence
-    `source_digest`.
+    What it closes over is constant in the machine code.
     """
     is_fixed = fixed is not None
     f_exclusive, f_one_queue, f_at_random, f_admits_all, f_by_tokens, f_has_delays = fixed or (False,) * 6
@@ -286,6 +288,7 @@ def _kernel(source_digest: int, fixed: RuleKind | None) -> Callable[..., None]:
         dispatch_interval: float,
         idle_after: float,
         idle_penalty: float,
+        since: float,
         stalls: NDArray[np.float64],
         model_num_good: NDArray[np.int64],
         model_latency: NDArray[np.float64],
@@ -298,7 +301,6 @@ def _kernel(source_digest: int, fixed: RuleKind | None) -> Callable[..., None]:
         work: NDArray[np.float64],
     ) -> None:
         """Serve the requests one after the other, adding to the counts and to the figures that are not empty."""
-        _ = source_digest
         exclusive = f_exclusive if is_fixed else kind.exclusive
         one_queue = f_one_queue if is_fixed else kind.one_queue
         at_random = f_at_random if is_fixed else kind.at_random
@@ -309,9 +311,9 @@ def _kernel(source_digest: int, fixed: RuleKind | None) -> Callable[..., None]:
         record_all = len(start) > 0
         num_groups = len(group_num_requests)
         max_stages = replica_latency.shape[2]
-        clocks = np.zeros((num_groups, max_stages))
-        busy_until = np.zeros(num_groups)
-        last_begin = np.zeros(num_groups)
+        clocks = np.full((num_groups, max_stages), since)
+        busy_until = np.full(num_groups, since)
+        last_begin = np.full(num_groups, since)
         ends = np.empty(max_stages)
         stall_starts = stalls[:, 0]
         stall_ends = stalls[:, 1]
@@ -363,4 +365,7 @@ def _kernel(source_digest: int, fixed: RuleKind | None) -> Callable[..., None]:
                         for k in range(num_stages):
                             work[i] += replica_latency[replica, 0, k] + extra
 
+    # machine code is kept on disk under this name: none may serve another kind, or outlive the functions it contains
+    variant = "any" if fixed is None else "".join(str(int(flag)) for flag in fixed)
+    simulate.__qualname__ = f"simulate_{variant}_{stage_clocks.DIGEST}"
     return compiled(simulate)

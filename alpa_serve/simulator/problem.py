@@ -10,7 +10,7 @@ import numpy as np
 
 from alpa_serve.errors import InvalidPlacementError, InvalidProfileError, InvalidWorkloadError
 from alpa_serve.profiling import ParallelConfig, ProfilingResult
-from alpa_serve.scheduling import ALPASERVE, replica_timing
+from alpa_serve.scheduling import ALPASERVE, check_rules, replica_timing
 from alpa_serve.simulator.columns import check_columns, column, token_column
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ModelTable:
         self.names = tuple(names)
         self.profiles = tuple(profiles)
         self.batch_sizes = tuple(batch_sizes)
-        self.rules = rules
+        self.rules = check_rules(rules)
         configs = sorted({ParallelConfig(*config) for profile in profiles for config in profile.para_dict})
         self.config_ids = {config: config_id for config_id, config in enumerate(configs)}
         self.num_stages = np.array([config.pp for config in configs], dtype=np.int64)
@@ -240,6 +240,8 @@ class ReplicaTable:
 
     Attributes
     ----------
+    rules : ServingRules
+        By which the latencies were made.
     num_groups : int
     model_start : ndarray of int64, shape (num_models + 1,)
         Replicas model_start[m] to model_start[m + 1] - 1 are those of model m.
@@ -251,6 +253,7 @@ class ReplicaTable:
         Seconds per stage for each input token and for each output token after the first.
     """
 
+    rules: ServingRules
     num_groups: int
     model_start: NDArray[np.int64]
     group: NDArray[np.int64]
@@ -292,6 +295,7 @@ class ReplicaTable:
                 replica_timing(models.profiles[model_id], group_configs[group_id], models.rules, batch_size)
         starts = np.searchsorted(model_ids, np.arange(len(models) + 1))
         return cls(
+            models.rules,
             len(group_configs),
             starts.astype(np.int64),
             groups,

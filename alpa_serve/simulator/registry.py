@@ -1,4 +1,4 @@
-"""What a simulated cluster knows of its models and groups, and the checks of AlpaServe's registration calls."""
+"""Checks of AlpaServe's registration calls, for every controller that takes them."""
 
 from __future__ import annotations
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidWorkloadError
-from alpa_serve.placement import ModelPlacementWithReplacement
-from alpa_serve.scheduling import ALPASERVE
+from alpa_serve.placement import Placement
+from alpa_serve.scheduling import ALPASERVE, check_rules
 from alpa_serve.scheduling.scheduler import dispatch_draws
+from alpa_serve.simulator.columnar_workload import Workload
 from alpa_serve.simulator.fast import simulate_requests
 from alpa_serve.simulator.problem import ModelTable, ReplicaTable, RequestTable
+from alpa_serve.simulator.segments import segments
 from alpa_serve.simulator.stats import compute_stats
 
 if TYPE_CHECKING:
@@ -21,9 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-    from alpa_serve.placement import ModelData, ModelPlacement, Placement
+    from alpa_serve.placement import ModelData, ModelPlacement
     from alpa_serve.scheduling import ServingRules
-    from alpa_serve.simulator.columnar_workload import Workload
     from alpa_serve.simulator.fast import Counts, RequestOutcomes
     from alpa_serve.simulator.stats import StatsResult
 
@@ -112,7 +113,7 @@ class SimulationResult:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row per request: model, arrival_s, start_s, finish_s, latency_s, slo_s, served, good, group."""
+        """Return a row per request: model, seconds (arrival_s, start_s, ...), served, good and group."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -167,31 +168,40 @@ def simulate(
     InvalidProfileError
         If a profile is malformed, or has no prefill and decode times that service by tokens needs.
     InvalidWorkloadError
-        If service is by tokens and requests have no token counts.
+        If service is by tokens and requests have no token counts, or stalls are no periods.
+    InvalidConfigError
+        If two models have the same name, or the rules are none.
     """
+    check_rules(rules)
+    if not isinstance(placement, Placement):
+        raise InvalidPlacementError(
+            f"the placement must be a ModelPlacement, or one with replacement, got {placement!r}"
+        )
+    if not isinstance(workload, Workload):
+        raise InvalidWorkloadError(f"the workload must be a Workload, got {type(workload).__name__}")
     names = [data.name for data in model_datas]
     if len(set(names)) != len(names):
         raise InvalidConfigError(f"model names must differ, got {names}")
     models = ModelTable(names, [data.profiling_result for data in model_datas], rules=rules)
-    for one in placement.placements if isinstance(placement, ModelPlacementWithReplacement) else [placement]:
-        _check_profiled(one, models)
+    for segment in segments(placement, workload.arrivals):
+        _check_profiled(segment.placement, models)
     if rules.service == "tokens":
         workload.require_tokens()
     requests = RequestTable.of_workload(workload, names)
-    segments = simulate_segments(placement, models, requests, stalls=_checked_stalls(stalls), detailed=True)
-    outcomes = [outcome for outcome, _ in segments]
+    simulated = simulate_segments(placement, models, requests, stalls=_checked_stalls(stalls), detailed=True)
+    outcomes = [outcome for outcome, _ in simulated]
     return SimulationResult(
-        arrivals=requests.arrivals,
+        arrivals=requests.arrivals.copy(),
         start=np.concatenate([outcome.start for outcome in outcomes]),
         finish=np.concatenate([outcome.finish for outcome in outcomes]),
         good=np.concatenate([outcome.good for outcome in outcomes]),
         group=np.concatenate([outcome.group for outcome in outcomes]),
         served=np.concatenate([outcome.served for outcome in outcomes]),
         work=np.concatenate([outcome.work for outcome in outcomes]),
-        slos=requests.slos,
+        slos=requests.slos.copy(),
         model_ids=workload.model_ids.copy(),
         model_names=workload.model_names,
-        num_groups=max(len(counts.group_num_requests) for _, counts in segments),
+        num_groups=max(len(counts.group_num_requests) for _, counts in simulated),
     )
 
 
@@ -222,24 +232,19 @@ def simulate_segments(
     list of (RequestOutcomes, Counts)
         One per segment of arrivals, together all requests in their order.
     """
-    if isinstance(placement, ModelPlacementWithReplacement):
-        placements = placement.placements
-        cuts = [0, *np.searchsorted(requests.arrivals, placement.start_times[1:]).tolist(), len(requests)]
-    else:
-        placements, cuts = [placement], [0, len(requests)]
     # by position in the whole workload, so that a cut does not change who draws what
-    draws = dispatch_draws(models.rules, len(requests))
+    draws = dispatch_draws(models.rules, len(requests)) if models.rules.dispatch == "random" else None
     return [
         simulate_requests(
-            requests.part(first, past),
-            ReplicaTable.of_placement(models, one),
+            requests.part(segment.first, segment.past),
+            ReplicaTable.of_placement(models, segment.placement),
             batch_sizes,
-            models.rules,
             stalls,
-            draws[first:past],
+            None if draws is None else draws[segment.first : segment.past],
+            segment.since,
             detailed,
         )
-        for one, first, past in zip(placements, cuts[:-1], cuts[1:], strict=True)
+        for segment in segments(placement, requests.arrivals)
     ]
 
 
@@ -258,7 +263,10 @@ def _check_profiled(placement: ModelPlacement, models: ModelTable) -> None:
 
 def _checked_stalls(stalls: ArrayLike) -> NDArray[np.float64]:
     """Return `stalls` as an array of shape (num_stalls, 2)."""
-    checked = np.array(stalls, dtype=np.float64)
+    try:
+        checked = np.array(stalls, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidWorkloadError(f"stalls must be (start, end) pairs in seconds, got {stalls!r}") from None
     if checked.size == 0:
         return np.empty((0, 2))
     if checked.ndim != 2 or checked.shape[1] != 2:

@@ -47,9 +47,9 @@ def rules_simulated(monkeypatch):
     """Return the set that collects the rules of every simulation."""
     seen, simulate_counts = set(), evaluator.simulate_counts
 
-    def spy(requests, replicas, rules):
-        seen.add(rules)
-        return simulate_counts(requests, replicas, rules)
+    def spy(requests, replicas):
+        seen.add(replicas.rules)
+        return simulate_counts(requests, replicas)
 
     monkeypatch.setattr(evaluator, "simulate_counts", spy)
     return seen

@@ -146,3 +146,28 @@ def test_random_dispatch_is_uniform_and_follows_the_seed():
 def test_nothing_begins_during_a_stall():
     starts, ends = [1.0, 2.0], [2.0, 3.0]
     assert [after_stalls(t, starts, ends) for t in (0.9, 1.0, 1.5, 2.0, 3.0)] == [0.9, 3.0, 3.0, 3.0, 3.0]
+
+
+def test_a_short_replica_does_not_make_its_group_seem_free():
+    scheduler = scheduler_of(PLAIN, [1.0, 5.0], [3.0])
+    scheduler.add_replica("short", 0, ReplicaTiming((0.5,)))
+    assert scheduler.place("a", 0.0, np.inf).group_id == 0
+    assert scheduler.place("short", 0.0, np.inf).end == 1.5
+    # group 0 still works until 6 s, whatever "short" did
+    assert scheduler.place("a", 0.0, np.inf).group_id == 1
+
+
+def test_the_slo_counts_from_when_a_request_was_sent_and_service_from_now():
+    scheduler = scheduler_of(PLAIN, [1.0])
+    late = scheduler.place("a", 50.0, 5.0, sent=0.0)
+    assert (late.admitted, late.begin) == (False, 50.0)
+    assert scheduler.place("a", 50.0, 5.0, sent=46.5).admitted
+
+
+def test_groups_are_idle_from_when_they_are_there():
+    rules = replace(PLAIN, idle_after_s=10, idle_penalty_s=0.5)
+    for since, end in ((0.0, 101.5), (95.0, 101.0)):
+        scheduler = Scheduler(rules, since=since)
+        scheduler.add_group(0)
+        scheduler.add_replica("a", 0, ReplicaTiming((1.0,)))
+        assert scheduler.place("a", 100.0, np.inf).end == end

@@ -175,6 +175,18 @@ def test_information_names_models_and_groups():
     assert controller.get_info() == {"models": {"echo": [1, 3], "idle": []}, "groups": {3: ["echo"], 1: ["echo"]}}
 
 
+def test_a_latency_dictionary_needs_batch_size_1():
+    class Batched(Echo):
+        def get_latency_dict(self):
+            return {2: [0.1], 4: [0.2]}
+
+    controller = Controller()
+    controller.register_model("batched", Batched)
+    controller.create_mesh_group_manager(0)
+    with pytest.raises(InvalidConfigError, match=r"model 'batched'.*no batch size 1.*\[2, 4\]"):
+        controller.create_replica("batched", 0)
+
+
 def test_registrations_that_make_no_sense_are_refused(profile):
     controller = Controller()
     controller.register_model("m", partial(Executable, profile))
@@ -247,6 +259,8 @@ def test_delays_follow_the_seed_and_vanish_with_the_overhead_or_the_jitter():
         return [next(source) for _ in range(5)]
 
     assert first(seed=1) == first(seed=1) != first(seed=2)
+    # however large the jitter, nothing arrives before it was sent
+    assert min(min(delays) for delays in first(overhead_jitter=3.0)) >= 0
     assert first(fixed_overhead_s=0.0) == [(0.0, 0.0, 0.0)] * 5
     assert first(fixed_overhead_s=0.022, overhead_jitter=0.0) == [pytest.approx((0.005, 0.005, 0.01))] * 5
 

@@ -311,7 +311,7 @@ def test_work_on_streams_tells_when_it_began():
     assert run_event_loop(main()) == (2, 3)
 
 
-@pytest.mark.parametrize("seconds", [-1e-9, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [-1e-9, float("nan"), float("inf"), "1", None])
 def test_a_sleep_must_be_a_finite_time_that_is_not_negative(seconds):
     async def nap():
         await sleep(seconds)
@@ -323,7 +323,7 @@ def test_a_sleep_must_be_a_finite_time_that_is_not_negative(seconds):
         await wait_multi_stream(["x", "y"], [1, seconds])
 
     for wrong in (nap, work, work_on_two):
-        with pytest.raises(InvalidConfigError, match="finite number of seconds >= 0"):
+        with pytest.raises(InvalidConfigError, match="must be a finite number >= 0"):
             run_event_loop(wrong())
 
 

@@ -19,9 +19,10 @@ from alpa_serve.placement import ModelData, ModelPlacement, ModelPlacementWithRe
 from alpa_serve.placement_policy import ClusterEnv, PlacementEvaluator
 from alpa_serve.profiles import maveriq
 from alpa_serve.profiling import ParallelConfig, load_test_prof_result, load_test_prof_result_v2
-from alpa_serve.scheduling import ALPASERVE, MAVERIQ
+from alpa_serve.scheduling import ALPASERVE, MAVERIQ, stage_clocks
 from alpa_serve.simulator import simulate
 from alpa_serve.simulator.controller import approximate_one_case, approximate_one_case_one_placement
+from alpa_serve.simulator.fast import RuleKind, _kernel
 from alpa_serve.simulator.workload import GammaProcess, Workload
 from alpa_serve.util import GB
 
@@ -270,10 +271,73 @@ def test_nothing_starts_during_a_stall():
 MAVERIQ_BY_PROFILE = replace(MAVERIQ, service="profile")
 
 
+def test_stalls_hold_up_requests_also_under_rules_without_delays():
+    result = simulate(*gamma_case(), stalls=[(5.0, 8.0)])
+    assert not ((result.start >= 5.0) & (result.start < 8.0) & result.served).any()
+    assert result.goodput < simulate(*gamma_case()).goodput
+
+
+def test_a_group_is_idle_after_more_than_the_time_given(profile_of):
+    models = [ModelData("m0", 9.0, 1.0, 1.0, profile_of({(1, 1, 1): {1: [1.0]}}))]
+    rules = replace(ALPASERVE, stage_penalty=0.0, fixed_overhead_s=0.0, idle_after_s=2.0, idle_penalty_s=0.5)
+    workload = Workload.from_columns([2.0, 5.0, 8.0625], [0, 0, 0], ["m0"])
+    # idle for 2, 2 and 2.0625 s
+    assert simulate(ModelPlacement([ONE], [[0]]), models, workload, rules).finish.tolist() == [3.0, 6.0, 9.5625]
+
+
+def test_groups_of_a_later_placement_are_idle_from_its_start(profile_of):
+    models = [ModelData("m0", 9.0, 1.0, 1.0, profile_of({(1, 1, 1): {1: [1.0]}}))]
+    rules = replace(ALPASERVE, stage_penalty=0.0, fixed_overhead_s=0.0, idle_after_s=2.0, idle_penalty_s=0.5)
+    placement = ModelPlacement([ONE], [[0]])
+    workload = Workload.from_columns([100.0, 105.0], [0, 0], ["m0"])
+    result = simulate(ModelPlacementWithReplacement([0.0, 104.0], [placement, placement]), models, workload, rules)
+    assert result.finish.tolist() == [101.5, 106.0]
+
+
+def test_a_request_at_the_moment_of_a_switch_is_for_the_later_placement():
+    case = gamma_case()
+    workload = Workload.from_columns([1.0, 5.0, 6.0], [0, 0, 0], ["m0"])
+    switching = ModelPlacementWithReplacement(
+        [0.0, 5.0], [ModelPlacement([ONE, ONE], [[0], []]), ModelPlacement([ONE, ONE], [[], [0]])]
+    )
+    assert simulate(switching, case.models, workload).group.tolist() == [0, 1, 1]
+
+
+def test_every_kind_of_rules_has_machine_code_of_its_own_name():
+    kinds = [None, *(RuleKind.of(rules) for rules in (ALPASERVE, MAVERIQ))]
+    names = {_kernel(kind).py_func.__qualname__ for kind in kinds}
+    assert len(names) == 3
+    assert all(stage_clocks.DIGEST in name for name in names)
+
+
+def test_the_digest_follows_the_functions_and_not_the_file():
+    def one(begin, clocks, latency, num_stages, extra, ends):
+        return begin + latency[0]
+
+    def other(begin, clocks, latency, num_stages, extra, ends):
+        return begin + 2 * latency[0]
+
+    assert stage_clocks._digest(one) != stage_clocks._digest(other)
+    assert stage_clocks._digest(stage_clocks.commit) == stage_clocks._digest(stage_clocks.commit)
+
+
+@pytest.mark.parametrize("wrong", [None, "maveriq", MAVERIQ.execution])
+def test_what_is_no_rules_placement_or_workload_is_refused(wrong):
+    case = gamma_case()
+    with pytest.raises(InvalidConfigError, match="rules must be ServingRules"):
+        simulate(*case, wrong)
+    with pytest.raises(InvalidPlacementError, match="placement must be"):
+        simulate(wrong, *case[1:])
+    with pytest.raises(InvalidWorkloadError, match="workload must be a Workload"):
+        simulate(*case[:2], wrong)
+
+
 @pytest.mark.parametrize(
     ("stalls", "message"),
     [
         ([1.0, 2.0], "pairs"),
+        ("abc", "pairs"),
+        ([(1.0, 2.0), (3.0,)], "pairs"),
         ([(1.0, 2.0, 3.0)], "pairs"),
         ([(2.0, 1.0)], "ascending"),
         ([(1.0, 3.0), (2.0, 4.0)], "ascending"),
@@ -316,6 +380,16 @@ def test_the_result_keeps_its_figures_when_the_workload_changes():
     slos = result.slos.copy()
     case.workload.requests[0].slo = 77.0
     np.testing.assert_array_equal(result.slos, slos)
+
+
+def test_changing_a_result_changes_neither_the_workload_nor_what_the_simulator_keeps():
+    case = gamma_case()
+    case.workload.enable_simulator_cache = True
+    result = simulate(*case)
+    goodput = result.goodput
+    result.arrivals[:] = 0
+    result.slos[:] = 0
+    assert simulate(*case).goodput == goodput
 
 
 def test_a_config_that_the_profile_lacks_is_named():
