@@ -8,12 +8,14 @@ requests that are predicted to be done by the end of the recording count. Runs w
 The file of --json has, in seconds and shares and without rounding (null where nothing was served):
 
 - ``runs``: per run ``experiment``, ``baseline``, ``model_set``, ``trace``, ``scale``, ``slo_factor``,
-  ``last_finish_s``, ``num_clients``, ``many_models``, ``load_times_known``; ``rules`` (the constants); ``cells`` (pairs
-  of model and config) and how many of them are ``calibrated``; and ``measured``, ``predicted``, ``predicted_crowded``
+  ``last_finish_s``, ``num_clients``, ``many_models``, ``load_times_known``; ``rules`` (the constants) and whether they
+  were ``estimated_from_this_run`` among others; ``cells`` (pairs of model and config) and how many of them are
+  ``calibrated``; and ``measured``, ``predicted``, ``predicted_crowded``
   (null unless many_models) and ``predicted_alpaserve``, each with ``num_served``, ``mean_latency_s``,
   ``p90_latency_s``, ``p99_latency_s`` and ``attainment``.
-- ``mean_absolute_error``: of ``few_models`` and ``many_models``, by prediction: ``mean_latency`` (relative),
-  ``attainment`` (share) and ``num_runs``.
+- ``mean_absolute_error``: of ``few_models``, ``many_models`` and ``calibrated`` (the runs with few models of which all
+  cells are calibrated), by prediction: ``mean_latency`` (relative), ``attainment`` (share) and ``num_runs``.
+- ``not_replayed``: runs of which every request was rejected.
 - ``left_out_of_own_calibration``: the runs that were also given to calibrate with.
 - ``estimates``: with --estimate, the constants by what they were estimated from.
 """
@@ -31,7 +33,13 @@ from rich.console import Console
 from rich.table import Table
 
 from alpa_serve.errors import AlpaServeError, InvalidConfigError
-from alpa_serve.experiments.hardware_estimates import estimate_rules, mean_service, other_runs
+from alpa_serve.experiments.hardware_estimates import (
+    SHIPPED_FROM,
+    estimate_rules,
+    mean_service,
+    other_runs,
+    runs_of_other_placements,
+)
 from alpa_serve.experiments.hardware_replay import CROWDING_S, deploy_times, measured, replay
 from alpa_serve.experiments.hardware_runs import read_runs
 from alpa_serve.experiments.maveriq import MODEL_SETS, model_list
@@ -60,18 +68,22 @@ def constants(rules):
 
 
 def estimated_without(run, runs):
-    """Return the rules as the other runs show them; crowded ones would say something else."""
-    others = [other for other in other_runs(runs, run) if not has_many_models(other)]
+    """Return the rules as the runs of other placements show them; crowded ones would say something else."""
+    others = [other for other in runs_of_other_placements(runs, run) if not has_many_models(other)]
     if not others:
-        raise InvalidConfigError(f"--leave-one-out: no other run to take the constants for {run.experiment} from")
+        raise InvalidConfigError(
+            f"--leave-one-out: no run of another placement to take the constants for {run.experiment} from"
+        )
     return estimate_rules(others)
 
 
-def compare(run, rules, calibration):
+def compare(run, rules, calibration, stalls):
     """Return what is reported of a run."""
     service = mean_service(other_runs(calibration, run)) if calibration else None
-    prediction = replay(run, rules, service)
-    crowded = replay(run, rules, service, crowding_s=CROWDING_S).figures if has_many_models(run) else None
+    prediction = replay(run, rules, service, stalls=stalls)
+    crowded = None
+    if has_many_models(run):
+        crowded = replay(run, rules, service, stalls=stalls, crowding_s=CROWDING_S).figures
     alpaserve = replay(run, ALPASERVE, stalls=(), load_profile=load_test_prof_result_v2)
     described = ("experiment", "baseline", "model_set", "trace", "scale", "slo_factor", "last_finish_s")
     return {
@@ -80,6 +92,7 @@ def compare(run, rules, calibration):
         "many_models": has_many_models(run),
         "load_times_known": deploy_times(run) is not None,
         "rules": constants(rules),
+        "estimated_from_this_run": rules == MAVERIQ and run.experiment in SHIPPED_FROM,
         "cells": len(prediction.calibrated),
         "calibrated": sum(prediction.calibrated.values()),
         "measured": asdict(measured(run)),
@@ -162,29 +175,42 @@ def attainment_table(rows, prediction):
     return made
 
 
+def is_calibrated(row):
+    return row["calibrated"] == row["cells"]
+
+
+def show_mean_errors(rows, prediction, which, show):
+    summary = mean_absolute_errors(rows)
+    for name, rules in ((prediction, "MAVERIQ"), ("predicted_alpaserve", "ALPASERVE")):
+        if name in summary:
+            errors = summary[name]
+            show(
+                f"Mean absolute error over {errors['num_runs']} {which}, {rules} rules: mean latency "
+                f"{100 * errors['mean_latency']:.2f} %, SLO attainment {100 * errors['attainment']:.2f} points"
+            )
+
+
 def report(rows, title, prediction, show):
     """Print the tables of some runs and what is wrong on average."""
     show(f"{title}\n\nLatency: measured, predicted, error in %")
     show(latency_table(rows, prediction))
     show("\nSLO attainment in %: measured, predicted, error in points; and what ALPASERVE's rules predict")
     show(attainment_table(rows, prediction))
-    summary = mean_absolute_errors(rows)
     show("")
-    for name, rules in ((prediction, "MAVERIQ"), ("predicted_alpaserve", "ALPASERVE")):
-        if name in summary:
-            errors = summary[name]
-            show(
-                f"Mean absolute error over {errors['num_runs']} runs, {rules} rules: mean latency "
-                f"{100 * errors['mean_latency']:.2f} %, SLO attainment {100 * errors['attainment']:.2f} points"
-            )
+    show_mean_errors(rows, prediction, "runs", show)
+    calibrated = [row for row in rows if is_calibrated(row)]
+    if 0 < len(calibrated) < len(rows):
+        show_mean_errors(calibrated, prediction, "runs that are calibrated throughout", show)
 
 
 def estimates_of(runs):
     """Return the constants as all runs show them, and as all but each of them do."""
     few = [run for run in runs if not has_many_models(run)]
     found = {"all runs": constants(estimate_rules(few))} if few else {}
-    for run in few if len(few) > 1 else []:
-        found[f"without {run.experiment}"] = constants(estimate_rules(other_runs(few, run)))
+    for run in few:
+        others = runs_of_other_placements(few, run)
+        if others:
+            found[f"without the placement of {run.experiment}"] = constants(estimate_rules(others))
     return found
 
 
@@ -240,17 +266,27 @@ def read_calibration(places):
 
 
 def run_benchmark(arguments, show):
+    for target in (arguments.json, arguments.plot):
+        if target is not None and not target.parent.is_dir():
+            raise InvalidConfigError(f"there is no folder {target.parent} to write {target.name} to")
     runs = read_runs(arguments.runs)
     calibration = read_calibration(arguments.calibrate)
+    rejected = [run.experiment for run in runs if not len(run.load)]
     rows = [
-        compare(run, estimated_without(run, runs) if arguments.leave_one_out else MAVERIQ, calibration) for run in runs
+        compare(
+            run,
+            estimated_without(run, runs) if arguments.leave_one_out else MAVERIQ,
+            calibration,
+            () if arguments.no_stalls else None,
+        )
+        for run in runs
+        if run.experiment not in rejected
     ]
-    calibrating = {run.experiment for run in calibration}
-    left_out = [run.experiment for run in runs if run.experiment in calibrating]
+    left_out = [run.experiment for run in runs if len(other_runs(calibration, run)) < len(calibration)]
     few, many = ([row for row in rows if row["many_models"] == apart] for apart in (False, True))
-    origin = "estimated from the other runs" if arguments.leave_one_out else "as shipped"
+    origin = "estimated from the runs of other placements" if arguments.leave_one_out else "as shipped"
     service = "other runs where they have it, else the profile" if calibration else "the profile"
-    how = f"constants of the rules {origin}; service time from {service}"
+    how = f"constants of the rules {origin}; service time from {service}{'; no stalls' if arguments.no_stalls else ''}"
     if few:
         report(few, f"Recorded runs: {how}", "predicted", show)
     if many:
@@ -266,6 +302,13 @@ def run_benchmark(arguments, show):
             show,
         )
     notes = [f"Left out of the calibration of its own prediction: {name}" for name in left_out]
+    known = sum(row["estimated_from_this_run"] for row in rows)
+    if known:
+        notes.append(
+            f"The shipped constants come, among others, from {known} of these runs; --leave-one-out takes them from "
+            "runs of other placements"
+        )
+    notes += [f"Not replayed, every request was rejected: {name}" for name in rejected]
     notes += [
         f"When models were loaded is not known for {row['experiment']}: it does not fit model set {row['model_set']!r}"
         for row in rows
@@ -275,7 +318,12 @@ def run_benchmark(arguments, show):
         show("\n" + "\n".join(notes))
     document = {
         "runs": rows,
-        "mean_absolute_error": {"few_models": mean_absolute_errors(few), "many_models": mean_absolute_errors(many)},
+        "mean_absolute_error": {
+            "few_models": mean_absolute_errors(few),
+            "many_models": mean_absolute_errors(many),
+            "calibrated": mean_absolute_errors([row for row in few if is_calibrated(row)]),
+        },
+        "not_replayed": rejected,
         "left_out_of_own_calibration": left_out,
     }
     if arguments.estimate:
@@ -303,8 +351,9 @@ def main():
     parser.add_argument(
         "--leave-one-out",
         action="store_true",
-        help="estimate the constants of the rules for each run from the other runs in RUNS_DIR",
+        help="estimate the constants of the rules for each run from the runs of other placements in RUNS_DIR",
     )
+    parser.add_argument("--no-stalls", action="store_true", help="nothing stalls while a model is loaded")
     parser.add_argument("--estimate", action="store_true", help="print the constants that the runs show")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw predicted against measured; needs matplotlib")
@@ -319,6 +368,9 @@ def main():
 
     try:
         run_benchmark(arguments, show)
+    except BrokenPipeError:
+        # whoever reads the output has seen enough
+        sys.stderr.close()
     except (AlpaServeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -32,9 +32,29 @@ MIN_BUSY_REQUESTS = 20
 """Fewer of them on a model and config, and its mean service is taken over all requests."""
 
 
+SHIPPED_FROM = (
+    "AlpaServe*__large__code__0.1__5.0",
+    "AlpaServe*__large__conversation__0.1__5.0",
+    "AlpaServe*__large__conversation__0.2__5.0",
+    "AlpaServe__large__code__0.1__5.0",
+    "AlpaServe__regular__code__0.4__5.0",
+)
+"""The runs from which the constants of :data:`~alpa_serve.scheduling.MAVERIQ` come (:func:`estimate_rules`)."""
+
+
 def other_runs(runs: Iterable[RecordedRun], run: RecordedRun) -> list[RecordedRun]:
-    """Return the runs of another experiment than `run`: what it may be predicted from."""
-    return [other for other in runs if other.experiment != run.experiment]
+    """Return the runs that are other recordings than `run`, by name and by content: what it may be predicted from."""
+    return [other for other in runs if other.experiment != run.experiment and not _is_same_recording(other, run)]
+
+
+def runs_of_other_placements(runs: Iterable[RecordedRun], run: RecordedRun) -> list[RecordedRun]:
+    """Return the runs whose models were on other devices or split differently, in any replica, than those of `run`."""
+    return [other for other in other_runs(runs, run) if set(other.replicas.values()) != set(run.replicas.values())]
+
+
+def _is_same_recording(one: RecordedRun, other: RecordedRun) -> bool:
+    columns = ["arrival_s", "latency_s", "service_s"]
+    return one.frame[columns].equals(other.frame[columns])
 
 
 def _services(run: RecordedRun) -> pd.DataFrame:

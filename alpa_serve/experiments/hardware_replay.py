@@ -18,6 +18,7 @@ from alpa_serve.scheduling import MAVERIQ
 from alpa_serve.scheduling.timing import replica_timing
 from alpa_serve.simulator.columnar_workload import Workload
 from alpa_serve.simulator.simulation import simulate
+from alpa_serve.simulator.trace_workload import LOAD_S, STEP_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,9 +40,6 @@ CROWDING_S = 0.025
 
 The middle of 0.02 to 0.03 s (MaverIQ's evaluation). None of the runs that the rules were read off shows it.
 """
-
-TRACE_STEP_S, LOAD_STEP_S = 30.0, 90.0
-"""Seconds that the generator takes for a step of the trace, and for each client whose model it loads."""
 
 STALL_AFTER_DEPLOY_S, STALL_S = 30.0, 10.0
 """Seconds between the deployment of a model and the stall that loading it causes, and how long nothing begins then.
@@ -252,8 +250,8 @@ def deploy_times(run: RecordedRun) -> dict[int, float] | None:
             if item == len(items):
                 return None
             step = items[item]
-            first = TRACE_STEP_S if step else 0.0
-            times[client_id] = first + TRACE_STEP_S * step + LOAD_STEP_S * len(times)
+            first = STEP_S if step else 0.0
+            times[client_id] = first + STEP_S * step + LOAD_S * len(times)
     return None if remaining else times
 
 

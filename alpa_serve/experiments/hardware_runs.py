@@ -17,6 +17,7 @@ from alpa_serve.errors import InvalidTraceError
 from alpa_serve.profiles import maveriq
 from alpa_serve.profiling import ParallelConfig
 from alpa_serve.trace.csv_table import check_column, read_text_table
+from alpa_serve.validation import check_real
 
 if TYPE_CHECKING:
     import os
@@ -41,6 +42,9 @@ COLUMNS = (
 
 STATUSES = ("served", "rejected_not_placed", "rejected_not_loaded", "queued_at_end", "sent_no_record")
 """What became of a request."""
+
+CLOCK_TOLERANCE_S = 1.0
+"""Seconds by which a service may be recorded to be longer than the latency that includes it."""
 
 INDEX_FILE = "index.csv"
 
@@ -174,12 +178,17 @@ def _devices(replica: RecordedReplica) -> tuple[int, ...]:
 
 
 def _read_index(path: Path) -> dict[str, _Label]:
+    import pandas as pd
+
     raw = read_text_table(path, INDEX_COLUMNS)
     for column in ("experiment", "baseline", "model_list", "trace"):
         check_column(path, raw, column, raw[column].notna(), "no name")
     scale, factor, last = (
         _numbers(path, raw, column, float).tolist() for column in ("scale", "slo_factor", "last_finish_s")
     )
+    raw = raw.drop_duplicates(list(INDEX_COLUMNS))
+    check_column(path, raw, "experiment", ~raw["experiment"].duplicated(), "listed before with other figures")
+    check_column(path, raw, "slo_factor", pd.to_numeric(raw["slo_factor"]) > 0, "not above 0")
     names = (raw[column].tolist() for column in ("experiment", "baseline", "model_list", "trace"))
     return {label[0]: _Label(*label) for label in zip(*names, scale, factor, last, strict=True)}
 
@@ -195,11 +204,19 @@ def _label_of(path: Path, labels: dict[str, _Label]) -> _Label:
     parts = experiment.split("__")
     try:
         baseline, model_set, trace, scale, slo_factor = parts
-        return _Label(experiment, baseline, model_set, trace, float(scale), float(slo_factor), 0.0)
-    except ValueError:
+        figures = [
+            check_real(
+                float(text), f"{what} in the name of {path}", minimum=0.0, exclusive=True, error=InvalidTraceError
+            )
+            for text, what in ((scale, "the scale"), (slo_factor, "the SLO factor"))
+        ]
+    except ValueError as error:
+        if isinstance(error, InvalidTraceError):
+            raise
         raise InvalidTraceError(
             f"{path}: {INDEX_FILE} does not list this run, and its name is not BASELINE__MODELSET__TRACE__SCALE__SLO"
         ) from None
+    return _Label(experiment, baseline, model_set, trace, figures[0], figures[1], 0.0)
 
 
 def _numbers(
@@ -237,6 +254,8 @@ def _read_run(path: Path, labels: dict[str, _Label]) -> RecordedRun:
             "status": raw["status"],
         }
     )
+    begins_late_enough = ~(frame["service_s"] > frame["latency_s"] + CLOCK_TOLERANCE_S)
+    check_column(path, raw, "measured_service_s", begins_late_enough, "more than measured_latency_s, which includes it")
     replicas = _read_replicas(path, raw, frame["client_id"])
     completed = frame["arrival_s"] + frame["latency_s"]
     # the index rounds, and the last completion is part of the recording

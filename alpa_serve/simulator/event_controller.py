@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, InvalidWorkloadError
+from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidPlacementError, InvalidWorkloadError
 from alpa_serve.scheduling import ALPASERVE, ReplicaTiming, Scheduler, check_rules, replica_timing
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, ready_at
 from alpa_serve.simulator.cluster import VirtualMesh
@@ -277,7 +277,12 @@ class Controller:
                 {**info.init_kwargs, **(append_init_kwargs or {})},
             ),
         )
-        self._scheduler.add_replica(name, group_id, group.timing(name, self.rules))
+        try:
+            timing = group.timing(name, self.rules)
+        except AlpaServeError:
+            del group.replicas[name]
+            raise
+        self._scheduler.add_replica(name, group_id, timing)
 
     def get_info(self) -> dict[str, dict[Any, Any]]:
         """Return which groups each model has replicas in, and which models each group holds."""

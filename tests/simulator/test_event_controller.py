@@ -185,6 +185,7 @@ def test_a_latency_dictionary_needs_batch_size_1():
     controller.create_mesh_group_manager(0)
     with pytest.raises(InvalidConfigError, match=r"model 'batched'.*no batch size 1.*\[2, 4\]"):
         controller.create_replica("batched", 0)
+    assert controller.get_info()["groups"] == {0: []}
 
 
 def test_registrations_that_make_no_sense_are_refused(profile):
