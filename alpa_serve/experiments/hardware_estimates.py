@@ -48,8 +48,13 @@ def other_runs(runs: Iterable[RecordedRun], run: RecordedRun) -> list[RecordedRu
 
 
 def runs_of_other_placements(runs: Iterable[RecordedRun], run: RecordedRun) -> list[RecordedRun]:
-    """Return the runs whose models were on other devices or split differently, in any replica, than those of `run`."""
-    return [other for other in other_runs(runs, run) if set(other.replicas.values()) != set(run.replicas.values())]
+    """Return the other runs that had another placement than `run`, as far as both were loaded when they ended."""
+    own = _placed(run)
+    return [other for other in other_runs(runs, run) if not (_placed(other) <= own or own <= _placed(other))]
+
+
+def _placed(run: RecordedRun) -> set[tuple[str, tuple[int, ...], ParallelConfig]]:
+    return {(replica.model, replica.devices, replica.config) for replica in run.replicas.values()}
 
 
 def _is_same_recording(one: RecordedRun, other: RecordedRun) -> bool:
