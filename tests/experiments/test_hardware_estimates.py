@@ -11,6 +11,7 @@ from alpa_serve.experiments.hardware_estimates import (
     estimate_rules,
     mean_service,
     other_runs,
+    runs_of_other_placements,
 )
 from alpa_serve.experiments.hardware_replay import measured, replay
 from alpa_serve.profiles import maveriq
@@ -90,11 +91,22 @@ def test_twenty_requests_with_pauses_within_a_second_are_enough_to_calibrate_by(
     assert service_after([60.0] + [gap_s] * num_busy) == pytest.approx(expected)
 
 
-def test_a_run_is_not_among_the_others_under_any_file(tmp_path, four_requests, read_run):
+def test_a_run_is_not_among_the_others_under_any_file_or_name(tmp_path, four_requests, read_run):
     run = read_run(tmp_path, four_requests)
     again = replace(run, last_finish_s=9.0)
-    other = replace(run, experiment="another")
-    assert other_runs([again, other], run) == [other]
+    renamed = replace(run, experiment="another")
+    other = replace(renamed, frame=run.frame.assign(arrival_s=run.frame["arrival_s"] + 1))
+    assert other_runs([again, renamed, other], run) == [other]
+
+
+def test_runs_of_a_placement_that_was_loaded_in_part_are_of_the_same_placement(tmp_path, four_requests, read_run):
+    run = read_run(tmp_path, four_requests)
+    later = replace(run, experiment="another", frame=run.frame.assign(arrival_s=run.frame["arrival_s"] + 1))
+    first, *_ = run.replicas
+    part = replace(later, replicas={first: run.replicas[first]})
+    moved = {client: replica._replace(devices=(7,)) for client, replica in run.replicas.items()}
+    elsewhere = replace(later, replicas=moved)
+    assert runs_of_other_placements([run, later, part, elsewhere], run) == [elsewhere]
 
 
 @settings(max_examples=20, deadline=None)
@@ -151,7 +163,7 @@ def errors(pairs):
 
 
 def test_by_profile_figures_alone_the_mean_is_within_6_percent_and_attainment_within_3_points(recorded):
-    for rules_of in (lambda run: MAVERIQ, lambda run: estimate_rules(other_runs(recorded, run))):
+    for rules_of in (lambda run: MAVERIQ, lambda run: estimate_rules(runs_of_other_placements(recorded, run))):
         mean, attainment = np.abs(errors([(measured(run), replay(run, rules_of(run)).figures) for run in recorded])).T
         assert mean.mean() <= 0.06
         assert attainment.mean() <= 0.03
@@ -164,7 +176,7 @@ def test_calibrated_on_other_runs_the_mean_is_within_3_percent_and_attainment_wi
     judged = [run for run in recorded if run.model_set == "large" and run not in code]
     assert len(judged) == 2
     for run in judged:
-        prediction = replay(run, estimate_rules(other_runs(recorded, run)), service)
+        prediction = replay(run, estimate_rules(runs_of_other_placements(recorded, run)), service)
         assert all(prediction.calibrated.values())
         ((mean, attainment),) = np.abs(errors([(measured(run), prediction.figures)]))
         assert mean <= 0.03

@@ -21,13 +21,24 @@ def benchmark(tmp_path):
     return run
 
 
+def moved(row, shift):
+    """Return a row on other devices and a little later."""
+    devices = row["device_assigned"]
+    return {
+        **row,
+        "arrival_s": row["arrival_s"] + shift / 1000,
+        "device_assigned": devices and " ".join(str(int(device) + 2 * shift) for device in devices.split()),
+    }
+
+
 @pytest.fixture
 def folder(tmp_path, four_requests, write_run, write_index):
-    """Return a folder with two runs of few models and one of the set of 21."""
+    """Return a folder with two runs of few models and one of the set of 21, each on devices of its own."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    for name in ("Mine__large__code__0.1__5.0", "MineStar__large__code__0.2__5.0", "Mine__twentyone__code__0.1__5.0"):
-        write_run(runs, four_requests, name=name)
+    names = ("Mine__large__code__0.1__5.0", "MineStar__large__code__0.2__5.0", "Mine__twentyone__code__0.1__5.0")
+    for shift, name in enumerate(names):
+        write_run(runs, [moved(row, shift) for row in four_requests], name=name)
     write_index(runs, 100.0, experiment=name, model_set="twentyone")
     return runs
 
@@ -43,9 +54,15 @@ def test_the_script_prints_tables_and_writes_json(benchmark, folder, tmp_path):
     assert "with crowding: 0.025 s more" in crowded
     assert "Left out of the calibration of its own prediction: Mine*__large__code__0.2__5.0" in result.stdout
     assert "does not fit model set 'large'" in result.stdout
-    assert "without Mine__large__code__0.1__5.0" in result.stdout
+    assert "without the placement of Mine__large__code__0.1__5.0" in result.stdout
     document = json.loads((tmp_path / "out.json").read_text())
-    assert sorted(document) == ["estimates", "left_out_of_own_calibration", "mean_absolute_error", "runs"]
+    assert sorted(document) == [
+        "estimates",
+        "left_out_of_own_calibration",
+        "mean_absolute_error",
+        "not_replayed",
+        "runs",
+    ]
     assert len(document["left_out_of_own_calibration"]) == 3
     by_name = {row["experiment"]: row for row in document["runs"]}
     assert [row["many_models"] for row in by_name.values()] == [False, False, True]
@@ -56,13 +73,40 @@ def test_the_script_prints_tables_and_writes_json(benchmark, folder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "out.json"}
 
 
+def test_a_run_of_which_every_request_was_rejected_is_told_and_the_others_are_reported(
+    benchmark, folder, four_requests, write_run
+):
+    rows = [{**row, "status": "rejected_not_loaded"} for row in four_requests]
+    write_run(folder, rows, name="Mine__regular__code__0.3__5.0")
+    result = benchmark(folder, "--json", "out.json")
+    assert result.returncode == 0, result.stderr
+    assert "Not replayed, every request was rejected: Mine__regular__code__0.3__5.0" in result.stdout
+    assert "Mine large code 0.1, slo 5" in result.stdout
+
+
+def test_shipped_constants_that_come_from_a_judged_run_are_told(benchmark, four_requests, write_run, tmp_path):
+    write_run(tmp_path, four_requests, name="AlpaServe__large__code__0.1__5.0")
+    result = benchmark("AlpaServe__large__code__0.1__5.0.csv", "--json", "out.json")
+    assert "The shipped constants come, among others, from 1 of these runs" in result.stdout
+    assert json.loads((tmp_path / "out.json").read_text())["runs"][0]["estimated_from_this_run"] is True
+
+
+def test_stalls_can_be_left_out(benchmark, folder):
+    result = benchmark(folder, "--no-stalls")
+    assert result.returncode == 0, result.stderr
+    assert "service time from the profile; no stalls" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["absent"], "error: no such file or folder: absent"),
         (["runs", "--calibrate", "."], "error: .: no run here"),
-        (["runs/Mine__large__code__0.1__5.0.csv", "--leave-one-out"], "error: --leave-one-out: no other run"),
-        (["runs", "--json", "absent/out.json"], "error: "),
+        (
+            ["runs/Mine__large__code__0.1__5.0.csv", "--leave-one-out"],
+            "error: --leave-one-out: no run of another placement",
+        ),
+        (["runs", "--json", "absent/out.json"], "error: there is no folder absent to write out.json to"),
         ([], "the following arguments are required: RUNS_DIR"),
     ],
 )

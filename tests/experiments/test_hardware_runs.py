@@ -3,7 +3,7 @@ import gzip
 import pytest
 
 from alpa_serve.errors import InvalidTraceError
-from alpa_serve.experiments.hardware_runs import COLUMNS, read_runs
+from alpa_serve.experiments.hardware_runs import COLUMNS, INDEX_COLUMNS, read_runs
 from alpa_serve.profiling import ParallelConfig
 
 ONE = ParallelConfig(1, 1, 1)
@@ -116,4 +116,28 @@ def test_an_index_that_cannot_be_read_is_named(tmp_path, four_requests, read_run
         read_run(tmp_path, four_requests)
     (tmp_path / "index.csv").write_text("experiment,baseline\na,b\n")
     with pytest.raises(InvalidTraceError, match=r"index.csv, line 1: no column model_list"):
+        read_runs(tmp_path)
+
+
+def test_a_service_longer_than_the_latency_that_includes_it_is_refused(tmp_path, row_of, write_run):
+    rows = [row_of(1.0), row_of(5.0, latency_s=1.0, service_s=2.5)]
+    with pytest.raises(InvalidTraceError, match=r"line 3.*measured_service_s.*more than measured_latency_s"):
+        read_runs(write_run(tmp_path, rows))
+
+
+@pytest.mark.parametrize(
+    "name", ["Mine__test__code__nan__5.0", "Mine__test__code__0.1__inf", "Mine__test__code__0.1__0"]
+)
+def test_figures_in_a_file_name_must_be_above_0(tmp_path, row_of, write_run, name):
+    with pytest.raises(InvalidTraceError, match=r"in the name of .*must be a finite number > 0"):
+        read_runs(write_run(tmp_path, [row_of(1.0)], name=name))
+
+
+def test_an_index_that_contradicts_itself_is_refused(tmp_path, row_of, write_run, run_name):
+    write_run(tmp_path, [row_of(1.0)])
+    lines = [",".join(INDEX_COLUMNS), f"{run_name},Mine,test,code,0.1,5.0,9.0"]
+    (tmp_path / "index.csv").write_text("\n".join([*lines, lines[1]]))
+    assert len(read_runs(tmp_path)) == 1
+    (tmp_path / "index.csv").write_text("\n".join([*lines, lines[1].replace("5.0", "1.0")]))
+    with pytest.raises(InvalidTraceError, match=r"index.csv, line 3.*listed before with other figures"):
         read_runs(tmp_path)
