@@ -180,13 +180,12 @@ def _devices(replica: RecordedReplica) -> tuple[int, ...]:
 def _read_index(path: Path) -> dict[str, _Label]:
     import pandas as pd
 
-    raw = read_text_table(path, INDEX_COLUMNS)
+    raw = read_text_table(path, INDEX_COLUMNS).drop_duplicates(list(INDEX_COLUMNS))
     for column in ("experiment", "baseline", "model_list", "trace"):
         check_column(path, raw, column, raw[column].notna(), "no name")
     scale, factor, last = (
         _numbers(path, raw, column, float).tolist() for column in ("scale", "slo_factor", "last_finish_s")
     )
-    raw = raw.drop_duplicates(list(INDEX_COLUMNS))
     check_column(path, raw, "experiment", ~raw["experiment"].duplicated(), "listed before with other figures")
     check_column(path, raw, "slo_factor", pd.to_numeric(raw["slo_factor"]) > 0, "not above 0")
     names = (raw[column].tolist() for column in ("experiment", "baseline", "model_list", "trace"))

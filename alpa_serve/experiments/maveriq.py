@@ -83,6 +83,7 @@ def model_datas(
     slo_scale: float,
     workload: Workload,
     published_naming: bool = False,
+    *,
     rules: ServingRules = ALPASERVE,
 ) -> list[ModelData]:
     """Return the models as a placement policy takes them.
@@ -154,6 +155,7 @@ def solve_baseline(
     cluster_env: ClusterEnv,
     workload: Workload,
     callback: ProgressCallback | None = None,
+    *,
     rules: ServingRules = ALPASERVE,
 ) -> ModelPlacement:
     """Return the placement that a baseline chooses.

@@ -31,6 +31,7 @@ def format_strategy(
     model_labels: Sequence[str],
     cluster_env: ClusterEnv,
     workload: Workload,
+    *,
     rules: ServingRules = ALPASERVE,
 ) -> str:
     """Write a placement and what it attains as text.

@@ -197,11 +197,11 @@ def run(options):
     trace = WorkloadFromTrace(options.scale_rate, load_azure_llm_trace(options.trace))
     workload = trace.generate_workload(models, dataset=options.dataset, slo=options.slo)
     if options.model_set:
-        datas = maveriq.model_datas(models, options.slo, workload, options.published_naming, rules)
+        datas = maveriq.model_datas(models, options.slo, workload, options.published_naming, rules=rules)
     else:
         datas = edited_model_datas(options)
     placement = solve_with_progress(BASELINES[options.baseline], datas, cluster, workload, rules)
-    strategy = format_strategy(placement, datas, [model["name"] for model in models], cluster, workload, rules)
+    strategy = format_strategy(placement, datas, [model["name"] for model in models], cluster, workload, rules=rules)
     print(
         f"{len(models)} models on {cluster.num_devices} devices of {cluster.mem_budget / GB:g} GiB, "
         f"{options.baseline}, trace {options.trace} at scale_rate {options.scale_rate:g}, slo {options.slo:g}: "
