@@ -138,6 +138,6 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, row_of, write_run
     lines = [",".join(INDEX_COLUMNS), f"{run_name},Mine,test,code,0.1,5.0,9.0"]
     (tmp_path / "index.csv").write_text("\n".join([*lines, lines[1]]))
     assert len(read_runs(tmp_path)) == 1
-    (tmp_path / "index.csv").write_text("\n".join([*lines, lines[1].replace("5.0", "1.0")]))
+    (tmp_path / "index.csv").write_text("\n".join([*lines, lines[1].replace(",5.0,", ",1.0,")]))
     with pytest.raises(InvalidTraceError, match=r"index.csv, line 3.*listed before with other figures"):
         read_runs(tmp_path)
