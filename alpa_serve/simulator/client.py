@@ -68,8 +68,9 @@ class Client:
         """
         result = ClientResult(workload)
         self._results[id(workload)] = workload, result
+        if not self._num_pending:
+            self._all_done = Signal()
         self._num_pending += len(workload)
-        self._all_done = Signal()
         current_loop().spawn(self._send_all(workload, result))
         return result
 

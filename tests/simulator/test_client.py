@@ -20,7 +20,7 @@ from alpa_serve.scheduling import ALPASERVE, MAVERIQ
 from alpa_serve.simulator import simulate
 from alpa_serve.simulator.client import Client
 from alpa_serve.simulator.controller import Controller, approximate_one_case, run_workload, simulate_one_case
-from alpa_serve.simulator.event_loop import run_event_loop
+from alpa_serve.simulator.event_loop import clock, current_loop, run_event_loop, sleep
 from alpa_serve.simulator.executable import Executable
 from alpa_serve.simulator.workload import GammaProcess, Workload
 from alpa_serve.util import GB, ServingCase
@@ -259,6 +259,27 @@ def test_the_garbage_collector_is_as_it_was_after_a_run():
             assert gc.isenabled() == was_enabled
         finally:
             gc.enable()
+
+
+def test_waiting_goes_on_for_what_is_submitted_meanwhile():
+    controller = Controller(replace(ALPASERVE, fixed_overhead_s=0.0, stage_penalty=0.0))
+    controller.register_model("m0", partial(Executable, PROFILE))
+    controller.create_mesh_group_manager(0, (1, 1))
+    controller.create_replica("m0", 0, [ONE, (1, 1)])
+    client = Client(controller)
+
+    async def wait():
+        await client.wait_all()
+        return clock()
+
+    async def main():
+        client.submit_workload(Workload.from_columns([1.0], [0], ["m0"]))
+        waiting = current_loop().spawn(wait())
+        await sleep(0.5)
+        client.submit_workload(Workload.from_columns([2.0], [0], ["m0"]))
+        return await waiting
+
+    assert run_event_loop(main()) == pytest.approx(2.1)
 
 
 def test_a_client_tells_what_was_not_submitted_and_keeps_each_result():
