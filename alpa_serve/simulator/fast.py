@@ -346,9 +346,9 @@ def _kernel(fixed: RuleKind | None) -> Callable[..., None]:
             latency = end + overhead - arrival
             group_num_requests[chosen] += 1
             met = latency <= slos[i]
-            if met:
-                model_num_good[model] += 1
             if met or admits_all:
+                if met:
+                    model_num_good[model] += 1
                 _commit(clocks[chosen], ends, num_stages, exclusive)
                 busy_until[chosen] = end
                 if one_queue or has_delays:
