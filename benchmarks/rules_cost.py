@@ -2,8 +2,8 @@
 
 ``python benchmarks/rules_cost.py`` prints, for several placements of 64 models under 1,000,000 requests, the median
 times of both in one run, alternating, and their ratio; then the time under MaverIQ's rules and under a kind of rules
-that has no machine code of its own. The loop is the least that AlpaServe's semantics need, so the ratio is highest where
-a request costs least: one replica, one stage, ten nanoseconds.
+that has no machine code of its own. The loop is the least that AlpaServe's semantics need, so the ratio is highest
+where a request costs least: one replica, one stage, ten nanoseconds.
 """
 
 import argparse
