@@ -9,7 +9,8 @@ from alpa_serve.simulator.approximate import (
     approximate_one_case_one_placement,
 )
 from alpa_serve.simulator.client import Client, run_workload, simulate_one_case
-from alpa_serve.simulator.event_controller import Controller, GroupManager
+from alpa_serve.simulator.event_controller import Controller
+from alpa_serve.simulator.group_manager import GroupManager
 
 __all__ = [
     "Client",

@@ -1,186 +1,32 @@
-"""The controller and the group managers of the event-driven simulator: AlpaServe's runtime on simulated time."""
+"""The controller of the event-driven simulator: AlpaServe's runtime on simulated time."""
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidPlacementError, InvalidWorkloadError
-from alpa_serve.scheduling import ALPASERVE, ReplicaTiming, Scheduler, check_rules, replica_timing
+from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidWorkloadError
+from alpa_serve.scheduling import ALPASERVE, Scheduler, check_rules
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, ready_at
-from alpa_serve.simulator.cluster import VirtualMesh
-from alpa_serve.simulator.event_loop import current_loop, go_on_at, sleep_until
-from alpa_serve.simulator.executable import Executable
+from alpa_serve.simulator.delays import MARGIN_DEVIATIONS, RESPONSE_SHARE, draw_delays
+from alpa_serve.simulator.event_loop import current_loop, go_on_at
+from alpa_serve.simulator.group_manager import CreateInfo, GroupManager
 from alpa_serve.simulator.registry import check_new_group, check_new_name, check_replica
 from alpa_serve.simulator.util import install_remote_methods
 from alpa_serve.util import inf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from alpa_serve.scheduling import Assignment, ServingRules
     from alpa_serve.simulator.cluster import Shape
     from alpa_serve.simulator.request import Request
-
-HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE, RESPONSE_SHARE = 2.5 / 11, 2.5 / 11, 5 / 11, 1 / 11
-"""How `fixed_overhead_s` (AlpaServe's 11 ms) is spent: 2.5 ms to the controller, 2.5 ms in it, 5 ms to the group and in
-its manager, 1 ms back. The first three are AlpaServe's figures."""
-
-MARGIN_DEVIATIONS = 2
-"""Standard deviations of a delay that admission keeps in reserve: 1 ms with AlpaServe's jitter, beside the response's
-1 ms. AlpaServe keeps 4 ms, but leaves the pipeline penalty out of its reckoning, which is in here."""
 
 ROUNDING_S = 1e-9
 """Seconds below which an event time and the scheduler's are the same."""
 
 REJECTED = MappingProxyType({"rejected": True})
 """The answer to a request that is not served."""
-
-_DELAY_STREAM = 0x64656C
-_DRAWS_AT_ONCE = 4096
-
-
-Delays = tuple[float, float, float]
-"""Seconds that a request spends on its way to the controller, in the controller, and on its way to its group."""
-
-
-def draw_delays(rules: ServingRules, num_earlier: int = 0) -> Iterator[Delays]:
-    """Yield the delays of one request after the other, without end: |Normal(share of the overhead, jitter)|.
-
-    Those of the first `num_earlier` requests are left out.
-    """
-    means = np.array([HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE]) * rules.fixed_overhead_s
-    deviation = rules.overhead_jitter * rules.fixed_overhead_s
-    if deviation == 0:
-        yield from itertools.repeat((means[0].item(), means[1].item(), means[2].item()))
-    generator = np.random.default_rng([_DELAY_STREAM, rules.seed])
-    generator.normal(size=(num_earlier, 3))
-    while True:
-        block = np.abs(generator.normal(means, deviation, size=(_DRAWS_AT_ONCE, 3)))
-        yield from zip(*block.T.tolist(), strict=True)
-
-
-@dataclass(frozen=True)
-class CreateInfo:
-    """How to make a replica of a model.
-
-    Attributes
-    ----------
-    model_def : callable
-    init_args : tuple
-    init_kwargs : dict
-    """
-
-    model_def: Callable[..., Any]
-    init_args: tuple[Any, ...] = ()
-    init_kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-class GroupManager:
-    """A group of devices and the replicas on it.
-
-    Parameters
-    ----------
-    group_id : int
-    virtual_mesh_shape : (int, int), optional
-        Hosts, devices per host; every replica brings devices of its own if left out.
-    exclusive : bool
-        Whether a request holds all devices from start to end.
-    """
-
-    def __init__(self, group_id: int, virtual_mesh_shape: Shape | None = None, exclusive: bool = False) -> None:
-        self.group_id = group_id
-        self.virtual_mesh = None if virtual_mesh_shape is None else VirtualMesh(virtual_mesh_shape)
-        self.exclusive = exclusive
-        self.replicas: dict[str, Any] = {}
-        self._all_streams: tuple[str, ...] = ()
-        # then requests pass every stage in the order in which they pass the first, and all stages can be kept for a
-        # request as soon as the first is
-        self._stages_are_shared = True
-
-    def create_replica(self, name: str, create_info: CreateInfo) -> None:
-        """Make a replica of a model on the devices of this group.
-
-        Raises
-        ------
-        InvalidPlacementError
-            If the group has one already.
-        InvalidConfigError
-            If what was made cannot handle requests.
-        """
-        if name in self.replicas:
-            raise InvalidPlacementError(f"group {self.group_id} has a replica of {name!r} already")
-        replica = create_info.model_def(*create_info.init_args, **create_info.init_kwargs)
-        if not callable(getattr(replica, "handle_request", None)):
-            raise InvalidConfigError(
-                f"model {name!r}: {create_info.model_def!r} makes a {type(replica).__name__}, "
-                "which has no handle_request"
-            )
-        if isinstance(replica, Executable):
-            if self.virtual_mesh is None:
-                self.virtual_mesh = replica.virtual_mesh
-            else:
-                replica.place_on(self.virtual_mesh)
-            self._all_streams = tuple(gpu.stream_name for gpu in self.virtual_mesh.gpus)
-        self.replicas[name] = replica
-        stages = [other.stage_streams for other in self.replicas.values() if isinstance(other, Executable)]
-        self._stages_are_shared = all(other == stages[0] for other in stages)
-
-    def timing(self, name: str, rules: ServingRules) -> ReplicaTiming:
-        """Return how long the replica of a model takes; a model that does not tell counts as taking no time.
-
-        The rules change the times of an :class:`Executable` only: others take the time that they take.
-        """
-        replica = self.replicas[name]
-        if isinstance(replica, Executable):
-            return replica_timing(replica.profiling_result, replica.parallel_config, rules)
-        if hasattr(replica, "get_latency_dict"):
-            latencies = replica.get_latency_dict()
-            if 1 not in latencies:
-                raise InvalidConfigError(
-                    f"model {name!r}: get_latency_dict() has no batch size 1, by which it is scheduled; it has "
-                    f"{sorted(latencies)}"
-                )
-            return ReplicaTiming(tuple(map(float, latencies[1])))
-        return ReplicaTiming((0.0,))
-
-    def free_at(self, name: str) -> float:
-        """Return when the replica could begin with a request: when its first stage is free, or the whole group."""
-        replica = self.replicas[name]
-        if not isinstance(replica, Executable):
-            return 0.0
-        streams = self._all_streams if self.exclusive else replica.stage_streams[0]
-        free_at = current_loop().free_at
-        return max(free_at.get(stream, 0.0) for stream in streams)
-
-    async def handle_request(self, name: str, request: Any, stage_latency: Sequence[float], begin: float = 0.0) -> Any:
-        """Have the replica of model `name` serve a request, not before `begin`.
-
-        Returns
-        -------
-        object
-            What the model answers; None from an :class:`Executable`.
-        """
-        replica = self.replicas[name]
-        loop = current_loop()
-        if not isinstance(replica, Executable):
-            await sleep_until(begin)
-            return await replica.handle_request(request)
-        begin = max(begin, loop.now)
-        if self.exclusive:
-            await go_on_at(loop.reserve(self._all_streams, sum(stage_latency), begin))
-            return None
-        for streams, seconds in zip(replica.stage_streams, stage_latency, strict=True):
-            begin = loop.reserve(streams, seconds, begin)
-            if not self._stages_are_shared:
-                await go_on_at(begin)
-        if self._stages_are_shared:
-            await go_on_at(begin)
-        return None
 
 
 class Controller:

@@ -8,7 +8,7 @@ from alpa_serve.profiles import maveriq
 from alpa_serve.profiling import ParallelConfig
 from alpa_serve.scheduling import ALPASERVE, ServingRules
 from alpa_serve.simulator.controller import Controller
-from alpa_serve.simulator.event_controller import draw_delays
+from alpa_serve.simulator.delays import draw_delays
 from alpa_serve.simulator.event_loop import clock, current_loop, run_event_loop, sleep
 from alpa_serve.simulator.executable import Executable
 from alpa_serve.simulator.workload import Request
