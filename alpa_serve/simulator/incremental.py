@@ -1,0 +1,666 @@
+"""What a change of the placement does to a recorded simulation, at the cost of the requests that it touches.
+
+A change makes some groups' clocks differ from the record. Only requests that could notice are looked at, in the order
+of their arrivals: those of models whose replicas changed, and those of models in a group whose clocks differ at that
+moment. Once a group's clocks are as recorded again, to the bit, nothing about it can differ until something else
+touches it. The outcome is the same as that of simulating everything anew; queues drain again and again, so differences
+die out, and on large clusters most changes touch a few per cent of the requests.
+
+Groups must have queues of their own: one queue for all would make everything differ at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from alpa_serve.simulator.compiled import compiled, inlined
+from alpa_serve.simulator.groups import is_config_change, is_replica_change, resort_slots
+from alpa_serve.simulator.recorded import (
+    ADMITTED,
+    MET,
+    TIED,
+    num_admitted_before,
+    reserve_entries,
+    rounded_seconds,
+    time_request,
+    token_seconds,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from alpa_serve.simulator.groups import Groups
+    from alpa_serve.simulator.recorded import Record
+    from alpa_serve.simulator.search_problem import SearchProblem
+
+_UNCHANGED, _REORDERED, _CHANGED = 0, 1, 2
+"""Whether a model's groups are as recorded, in another order of rank, or others."""
+
+_NEVER = np.int64(2**62)
+_LAST_TURN = np.int64(2**31 - 1)
+
+
+class Difference(NamedTuple):
+    """How a changed placement fares differently from the record, and what it takes to find out.
+
+    Attributes
+    ----------
+    change : ndarray of uint8, shape (num_models,)
+        What changed for each model.
+    changed_models : ndarray of int64, shape (num_models,)
+    num_changed : ndarray of int64, shape (1,)
+    renewed : ndarray of bool, shape (num_slots,)
+        Groups that are others than those on record.
+    differs : ndarray of bool, shape (num_slots,)
+        Groups whose clocks differ from the record at the moment.
+    recorded, actual : ndarray of float64, shape (num_slots, max_stages + 1)
+        Clocks of those groups on record and in fact.
+    passed : ndarray of int64, shape (num_slots,)
+        Requests that each group admitted, on record, up to where it was last looked at.
+    num_differing : ndarray of int64, shape (num_models,)
+        Groups of each model whose clocks differ.
+    position : ndarray of int64, shape (num_models,)
+        Next request of each model to look at; -1 if none was looked at.
+    next_turn : ndarray of int64, shape (num_models,)
+        Its turn.
+    heap, heap_place : ndarray of int64, shape (num_models,)
+        Models by their next turn, and the place of each there; -1 if it is not.
+    heap_size : ndarray of int64, shape (1,)
+    slot_touched, model_touched : ndarray of bool
+    touched_slots, touched_models : ndarray of int64
+        What has to be cleaned up afterwards.
+    num_touched : ndarray of int64, shape (2,)
+    request : ndarray of int64, shape (n,)
+        Requests that fare differently, in the order of their arrivals.
+    group : ndarray of int32, shape (n,)
+    flags : ndarray of uint8, shape (n,)
+    state : ndarray of float64, shape (n, max_stages + 1)
+    length : ndarray of int64, shape (1,)
+    """
+
+    change: NDArray[np.uint8]
+    changed_models: NDArray[np.int64]
+    num_changed: NDArray[np.int64]
+    renewed: NDArray[np.bool_]
+    differs: NDArray[np.bool_]
+    recorded: NDArray[np.float64]
+    actual: NDArray[np.float64]
+    passed: NDArray[np.int64]
+    num_differing: NDArray[np.int64]
+    next_turn: NDArray[np.int64]
+    position: NDArray[np.int64]
+    heap: NDArray[np.int64]
+    heap_place: NDArray[np.int64]
+    heap_size: NDArray[np.int64]
+    slot_touched: NDArray[np.bool_]
+    model_touched: NDArray[np.bool_]
+    touched_slots: NDArray[np.int64]
+    touched_models: NDArray[np.int64]
+    num_touched: NDArray[np.int64]
+    request: NDArray[np.int64]
+    group: NDArray[np.int32]
+    flags: NDArray[np.uint8]
+    state: NDArray[np.float64]
+    length: NDArray[np.int64]
+
+
+def make_difference(num_requests: int, num_slots: int, num_models: int, max_stages: int) -> Difference:
+    """Return the difference of nothing."""
+    return Difference(
+        change=np.zeros(num_models, np.uint8),
+        changed_models=np.zeros(num_models, np.int64),
+        num_changed=np.zeros(1, np.int64),
+        renewed=np.zeros(num_slots, np.bool_),
+        differs=np.zeros(num_slots, np.bool_),
+        recorded=np.zeros((num_slots, max_stages + 1)),
+        actual=np.zeros((num_slots, max_stages + 1)),
+        passed=np.zeros(num_slots, np.int64),
+        num_differing=np.zeros(num_models, np.int64),
+        next_turn=np.full(num_models, _NEVER),
+        position=np.full(num_models, -1, np.int64),
+        heap=np.zeros(num_models, np.int64),
+        heap_place=np.full(num_models, -1, np.int64),
+        heap_size=np.zeros(1, np.int64),
+        slot_touched=np.zeros(num_slots, np.bool_),
+        model_touched=np.zeros(num_models, np.bool_),
+        touched_slots=np.zeros(num_slots, np.int64),
+        touched_models=np.zeros(num_models, np.int64),
+        num_touched=np.zeros(2, np.int64),
+        request=np.zeros(num_requests, np.int64),
+        group=np.zeros(num_requests, np.int32),
+        flags=np.zeros(num_requests, np.uint8),
+        state=np.zeros((num_requests, max_stages + 1)),
+        length=np.zeros(1, np.int64),
+    )
+
+
+@compiled
+def note_changes(groups: Groups, difference: Difference) -> None:
+    """Take from the log of `groups` which models and groups changed."""
+    for k in range(groups.log_length[0]):
+        slot = groups.log[k, 1]
+        if is_config_change(groups, k):
+            difference.renewed[slot] = True
+        elif is_replica_change(groups, k):
+            _note_model(difference, groups.log[k, 2], _CHANGED)
+
+
+@compiled
+def note_rank(groups: Groups, difference: Difference, slot: int) -> None:
+    """Sort the groups of the models of a group whose rank changed, and note the models for which that matters."""
+    for k in range(groups.num_models[slot]):
+        model = groups.models[slot, k]
+        if resort_slots(groups, model):
+            _note_model(difference, model, _REORDERED)
+
+
+@compiled
+def _note_model(difference: Difference, model: int, change: int) -> None:
+    if difference.change[model] == _UNCHANGED:
+        difference.changed_models[difference.num_changed[0]] = model
+        difference.num_changed[0] += 1
+    difference.change[model] = max(difference.change[model], change)
+
+
+@compiled
+def find_difference(
+    problem: SearchProblem, groups: Groups, record: Record, difference: Difference, most: int
+) -> tuple[int, float]:
+    """Find which requests fare differently from the record under the changed `groups`.
+
+    Parameters
+    ----------
+    problem : SearchProblem
+    groups : Groups
+    record : Record
+        Of the groups before they changed.
+    difference : Difference
+        With the changes noted; gets what is found.
+    most : int
+        Give up beyond so many requests looked at.
+
+    Returns
+    -------
+    num_looked_at : int
+        -1 if there were too many.
+    num_good, latency : int, float
+        By how much the number of good requests and the seconds of latency grow.
+    """
+    # fields are looked up once, and rows copied rather than sliced: both cost reference counts, and this is the
+    # innermost loop of every search
+    kind = problem.kind
+    arrivals, slos, draws = problem.arrivals, problem.slos, problem.draws
+    input_tokens, output_tokens, token_rates = problem.input_tokens, problem.output_tokens, problem.token_rates
+    profile, stages_of = problem.latency, problem.num_stages
+    first_request, turns = problem.first_request, problem.turn
+    configs, slots, num_replicas = groups.config, groups.slots, groups.num_replicas
+    models, num_models = groups.models, groups.num_models
+    old_groups, old_flags_of, state = record.group, record.flags, record.state
+    by_turn = problem.by_turn
+    first_entry, num_entries = record.first_entry, record.num_entries
+    log_turn, log_busy, passed = record.log_turn, record.log_busy, difference.passed
+    differs, renewed = difference.differs, difference.renewed
+    recorded, actual = difference.recorded, difference.actual
+    change, num_differing = difference.change, difference.num_differing
+    next_turn, position = difference.next_turn, difference.position
+    heap, heap_place, heap_size = difference.heap, difference.heap_place, difference.heap_size
+    out_request, out_group, out_flags = difference.request, difference.group, difference.flags
+    out_state = difference.state
+    columns = state.shape[1]
+    last = columns - 1
+    ends = np.empty(columns)
+    before = np.empty(columns)
+    latency_here = np.empty(columns)
+    became = np.empty(2, np.int64)
+    length = 0
+    num_good = 0
+    latency_sum = 0.0
+    for slot in range(len(renewed)):
+        passed[slot] = 0
+        if renewed[slot]:
+            _touch(difference.slot_touched, difference.touched_slots, difference.num_touched, 0, slot)
+            differs[slot] = True
+            for k in range(columns):
+                actual[slot, k] = 0.0
+            for k in range(num_models[slot]):
+                model = models[slot, k]
+                _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, model)
+                num_differing[model] += 1
+    for k in range(difference.num_changed[0]):
+        model = difference.changed_models[k]
+        _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, model)
+        _go_on(
+            first_request, turns, old_flags_of, kind.at_random, change, num_differing, next_turn, position,
+            heap, heap_place, heap_size, model,
+        )
+    looked_at = 0
+    while heap_size[0]:
+        model = heap[0]
+        i = position[model]
+        turn = next_turn[model]
+        if change[model] == _UNCHANGED and num_differing[model] == 0:
+            # its groups are as recorded again
+            _leave_heap(heap, heap_place, heap_size, next_turn, model)
+            continue
+        looked_at += 1
+        if looked_at > most:
+            return -1, 0, 0.0
+        # where it goes, as record_all decides
+        flags = 0
+        slot = -1
+        count = num_replicas[model]
+        if kind.at_random and count:
+            slot = slots[model, int(draws[i] * count)]
+        else:
+            earliest = np.inf
+            for k in range(count):
+                other = slots[model, k]
+                until = 0.0
+                if differs[other]:
+                    until = actual[other, stages_of[configs[other]] - 1]
+                else:
+                    there = num_admitted_before(first_entry, num_entries, log_turn, other, turn, passed[other])
+                    passed[other] = there
+                    if there:
+                        until = log_busy[first_entry[other] + there - 1]
+                if slot < 0 or until < earliest:
+                    earliest = until
+                    slot = other
+                    flags = 0
+                elif until == earliest:
+                    flags = TIED
+        # how it fares there
+        latency = 0.0
+        arrival = arrivals[i]
+        if slot >= 0:
+            config = configs[slot]
+            num_stages = stages_of[config]
+            if differs[slot]:
+                for k in range(columns):
+                    before[k] = actual[slot, k]
+            else:
+                there = num_admitted_before(first_entry, num_entries, log_turn, slot, turn, passed[slot])
+                passed[slot] = there
+                found = by_turn[log_turn[first_entry[slot] + there - 1]] if there else -1
+                for k in range(columns):
+                    before[k] = state[found, k] if found >= 0 else 0.0
+            for k in range(num_stages):
+                latency_here[k] = profile[model, config, k]
+            extra = 0.0
+            if kind.by_tokens:
+                extra = token_seconds(
+                    token_rates[model, config, 0], token_rates[model, config, 1], input_tokens, output_tokens, i
+                )
+            begin = time_request(
+                arrival,
+                extra,
+                before,
+                before[last],
+                latency_here,
+                num_stages,
+                kind.exclusive,
+                kind.has_delays,
+                problem.dispatch_interval,
+                problem.idle_after,
+                problem.idle_penalty,
+                ends,
+            )
+            for k in range(num_stages, last):
+                ends[k] = before[k]
+            ends[last] = begin
+            latency = ends[num_stages - 1] + problem.overhead - arrival
+            met = latency <= slos[i]
+            if met or kind.admits_all:
+                flags |= ADMITTED
+                if met:
+                    flags |= MET
+        # what that makes different: groups whose clocks are now other than recorded, or as recorded again
+        old_slot = old_groups[i]
+        old_flags = old_flags_of[i]
+        is_in, was_in = flags & ADMITTED, old_flags & ADMITTED
+        is_same = is_in == was_in
+        num_became = 0
+        if is_in and was_in and slot == old_slot and not renewed[slot]:
+            for k in range(columns):
+                is_same = is_same and ends[k] == state[i, k]
+            for k in range(columns):
+                recorded[slot, k] = state[i, k]
+                actual[slot, k] = ends[k]
+            if is_same == differs[slot]:
+                became[0] = slot
+                num_became = 1
+        else:
+            if was_in and not renewed[old_slot]:
+                found = -1
+                if not differs[old_slot]:
+                    there = num_admitted_before(first_entry, num_entries, log_turn, old_slot, turn, passed[old_slot])
+                    passed[old_slot] = there
+                    if there:
+                        found = by_turn[log_turn[first_entry[old_slot] + there - 1]]
+                equal = True
+                for k in range(columns):
+                    if not differs[old_slot]:
+                        actual[old_slot, k] = state[found, k] if found >= 0 else 0.0
+                    recorded[old_slot, k] = state[i, k]
+                    equal = equal and actual[old_slot, k] == recorded[old_slot, k]
+                if equal == differs[old_slot]:
+                    became[0] = old_slot
+                    num_became = 1
+            if is_in:
+                equal = True
+                for k in range(columns):
+                    if not differs[slot]:
+                        recorded[slot, k] = before[k]
+                    actual[slot, k] = ends[k]
+                    equal = equal and recorded[slot, k] == ends[k]
+                if equal == differs[slot] and not renewed[slot]:
+                    became[num_became] = slot
+                    num_became += 1
+            is_same = is_same and not is_in
+        for b in range(num_became):
+            turned = became[b]
+            differs[turned] = not differs[turned]
+            if not differs[turned]:
+                for k in range(num_models[turned]):
+                    num_differing[models[turned, k]] -= 1
+                continue
+            _touch(difference.slot_touched, difference.touched_slots, difference.num_touched, 0, turned)
+            for k in range(num_models[turned]):
+                other_model = models[turned, k]
+                num_differing[other_model] += 1
+                if num_differing[other_model] > 1 or change[other_model] == _CHANGED:
+                    continue
+                _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, other_model)
+                if other_model == model:
+                    continue
+                place = _first_after(first_request, turns, other_model, turn, position[other_model])
+                if place < first_request[other_model + 1] and turns[place] < next_turn[other_model]:
+                    position[other_model] = place
+                    _put_in_heap(heap, heap_place, heap_size, next_turn, other_model, turns[place])
+        if flags != old_flags or slot != old_slot or not is_same:
+            out_request[length] = i
+            out_group[length] = slot
+            out_flags[length] = flags
+            if is_in:
+                for k in range(columns):
+                    out_state[length, k] = ends[k]
+            length += 1
+            num_good += ((flags & MET) != 0) - ((old_flags & MET) != 0)
+            if is_in:
+                latency_sum += rounded_seconds(latency)
+            if was_in:
+                latency_sum -= _recorded_latency(state, columns, i, problem.overhead, arrival)
+        _go_on(
+            first_request, turns, old_flags_of, kind.at_random, change, num_differing, next_turn, position,
+            heap, heap_place, heap_size, model,
+        )
+    difference.length[0] = length
+    return looked_at, num_good, latency_sum
+
+
+@compiled
+def forget(groups: Groups, difference: Difference) -> None:
+    """Forget a difference and the changes noted, and empty the log of `groups`."""
+    for k in range(difference.num_touched[0]):
+        slot = difference.touched_slots[k]
+        difference.slot_touched[slot] = False
+        difference.differs[slot] = False
+        difference.renewed[slot] = False
+    for k in range(difference.num_touched[1]):
+        model = difference.touched_models[k]
+        difference.model_touched[model] = False
+        difference.change[model] = _UNCHANGED
+        difference.num_differing[model] = 0
+        difference.next_turn[model] = _NEVER
+        difference.position[model] = -1
+        difference.heap_place[model] = -1
+    for k in range(difference.num_changed[0]):
+        difference.change[difference.changed_models[k]] = _UNCHANGED
+    for k in range(groups.log_length[0]):
+        difference.renewed[groups.log[k, 1]] = False
+    difference.num_changed[0] = 0
+    difference.num_touched[:] = 0
+    difference.heap_size[0] = 0
+    difference.length[0] = 0
+    groups.log_length[0] = 0
+
+
+@compiled
+def put_on_record(problem: SearchProblem, groups: Groups, record: Record, difference: Difference) -> None:
+    """Put a difference on record."""
+    turns, arrivals, model_by_turn = problem.turn, problem.arrivals, problem.model_by_turn
+    old_groups, all_flags, state = record.group, record.flags, record.state
+    requests, new_groups, new_flags = difference.request, difference.group, difference.flags
+    new_state = difference.state
+    model_num_good, model_latency = record.model_num_good, record.model_latency
+    group_num_requests = record.group_num_requests
+    columns = state.shape[1]
+    length = difference.length[0]
+    num_slots = len(record.first_entry)
+    # entries of the log that go and come, by group
+    num_gone = np.zeros(num_slots + 1, np.int64)
+    num_come = np.zeros(num_slots + 1, np.int64)
+    for k in range(length):
+        i = requests[k]
+        if all_flags[i] & ADMITTED:
+            num_gone[old_groups[i] + 1] += 1
+        if new_flags[k] & ADMITTED:
+            num_come[new_groups[k] + 1] += 1
+    for slot in range(num_slots):
+        num_gone[slot + 1] += num_gone[slot]
+        num_come[slot + 1] += num_come[slot]
+    gone = np.empty(num_gone[num_slots], np.int32)
+    come = np.empty(num_come[num_slots], np.int32)
+    come_busy = np.empty(num_come[num_slots])
+    gone_end, come_end = num_gone.copy(), num_come.copy()
+    for k in range(length):
+        i, slot, flags = requests[k], new_groups[k], new_flags[k]
+        turn = turns[i]
+        model = model_by_turn[turn]
+        old_slot, old_flags = old_groups[i], all_flags[i]
+        if old_flags & ADMITTED:
+            model_latency[model] -= _recorded_latency(state, columns, i, problem.overhead, arrivals[i])
+            gone[gone_end[old_slot]] = turn
+            gone_end[old_slot] += 1
+        if flags & ADMITTED:
+            for column in range(columns):
+                state[i, column] = new_state[k, column]
+            model_latency[model] += _recorded_latency(state, columns, i, problem.overhead, arrivals[i])
+            come[come_end[slot]] = turn
+            come_busy[come_end[slot]] = state[i, problem.num_stages[groups.config[slot]] - 1]
+            come_end[slot] += 1
+        if old_slot >= 0:
+            group_num_requests[old_slot] -= 1
+        if slot >= 0:
+            group_num_requests[slot] += 1
+        model_num_good[model] += ((flags & MET) != 0) - ((old_flags & MET) != 0)
+        old_groups[i] = slot
+        all_flags[i] = flags
+    for slot in range(num_slots):
+        if num_gone[slot] < num_gone[slot + 1] or num_come[slot] < num_come[slot + 1]:
+            _rewrite_entries(
+                record,
+                slot,
+                gone[num_gone[slot] : num_gone[slot + 1]],
+                come[num_come[slot] : num_come[slot + 1]],
+                come_busy[num_come[slot] : num_come[slot + 1]],
+            )
+
+
+@compiled
+def _rewrite_entries(
+    record: Record, slot: int, gone: NDArray[np.int32], come: NDArray[np.int32], come_busy: NDArray[np.float64]
+) -> None:
+    """Write the log of a group anew, without the turns that are gone and with those that came."""
+    number = record.num_entries[slot] - len(gone) + len(come)
+    log_turn, log_busy = record.log_turn, record.log_busy
+    k = reserve_entries(record, number)
+    source = record.first_entry[slot]
+    end = source + record.num_entries[slot]
+    record.first_entry[slot] = k
+    record.num_entries[slot] = number
+    g = 0
+    c = 0
+    while g < len(gone) or c < len(come):
+        next_gone = gone[g] if g < len(gone) else _LAST_TURN
+        next_come = come[c] if c < len(come) else _LAST_TURN
+        until = min(next_gone, next_come)
+        while source < end and log_turn[source] < until:
+            log_turn[k] = log_turn[source]
+            log_busy[k] = log_busy[source]
+            source += 1
+            k += 1
+        if next_gone == until:
+            source += 1
+            g += 1
+        if next_come == until:
+            log_turn[k] = next_come
+            log_busy[k] = come_busy[c]
+            c += 1
+            k += 1
+    for rest in range(source, end):
+        log_turn[k] = log_turn[rest]
+        log_busy[k] = log_busy[rest]
+        k += 1
+
+
+@inlined
+def _recorded_latency(state: NDArray[np.float64], columns: int, i: int, overhead: float, arrival: float) -> float:
+    """Return the rounded latency of an admitted request; the clocks after the last stage of its group stay at 0."""
+    end = 0.0
+    for k in range(columns - 1):
+        end = max(end, state[i, k])
+    return rounded_seconds(end + overhead - arrival)
+
+
+@inlined
+def _first_after(
+    first_request: NDArray[np.int64], turns: NDArray[np.int32], model: int, turn: int, position: int
+) -> int:
+    """Return the first request of a model after a turn, searching from an earlier one."""
+    end = first_request[model + 1]
+    low = first_request[model]
+    high = end
+    if position >= low and turns[position] <= turn:
+        # the next one is likely near
+        low = position + 1
+        step = 1
+        while low + step < end and turns[low + step] <= turn:
+            low += step
+            step *= 2
+        high = min(low + step, end)
+    while low < high:
+        middle = (low + high) // 2
+        if turns[middle] <= turn:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
+def _go_on(
+    first_request: NDArray[np.int64],
+    turns: NDArray[np.int32],
+    flags: NDArray[np.uint8],
+    at_random: bool,
+    change: NDArray[np.uint8],
+    num_differing: NDArray[np.int64],
+    next_turn: NDArray[np.int64],
+    position: NDArray[np.int64],
+    heap: NDArray[np.int64],
+    heap_place: NDArray[np.int64],
+    heap_size: NDArray[np.int64],
+    model: int,
+) -> None:
+    """Go on to the next request of a model that has to be looked at, the first one if none was."""
+    start, end = first_request[model], first_request[model + 1]
+    place = position[model]
+    place = start if place < start else place + 1
+    if change[model] == _REORDERED and num_differing[model] == 0 and not at_random:
+        # ranks decide ties only
+        while place < end and not flags[place] & TIED:
+            place += 1
+    if place < end and (change[model] != _UNCHANGED or num_differing[model] > 0):
+        position[model] = place
+        _put_in_heap(heap, heap_place, heap_size, next_turn, model, turns[place])
+    else:
+        _leave_heap(heap, heap_place, heap_size, next_turn, model)
+
+
+@inlined
+def _touch(
+    is_touched: NDArray[np.bool_], touched: NDArray[np.int64], num_touched: NDArray[np.int64], which: int, number: int
+) -> None:
+    """Add a slot or a model to those that have to be cleaned up."""
+    if not is_touched[number]:
+        is_touched[number] = True
+        touched[num_touched[which]] = number
+        num_touched[which] += 1
+
+
+@inlined
+def _put_in_heap(
+    heap: NDArray[np.int64],
+    heap_place: NDArray[np.int64],
+    heap_size: NDArray[np.int64],
+    next_turn: NDArray[np.int64],
+    model: int,
+    turn: int,
+) -> None:
+    """Set the next turn of a model, in the heap already or not."""
+    place = heap_place[model]
+    if place < 0:
+        place = heap_size[0]
+        heap_size[0] += 1
+    next_turn[model] = turn
+    _sift(heap, heap_place, next_turn, heap_size[0], place, model)
+
+
+@inlined
+def _leave_heap(
+    heap: NDArray[np.int64],
+    heap_place: NDArray[np.int64],
+    heap_size: NDArray[np.int64],
+    next_turn: NDArray[np.int64],
+    model: int,
+) -> None:
+    """Take a model out of the heap, if it is there."""
+    place = heap_place[model]
+    next_turn[model] = _NEVER
+    if place < 0:
+        return
+    heap_place[model] = -1
+    heap_size[0] -= 1
+    size = heap_size[0]
+    if place < size:
+        _sift(heap, heap_place, next_turn, size, place, heap[size])
+
+
+@inlined
+def _sift(
+    heap: NDArray[np.int64],
+    heap_place: NDArray[np.int64],
+    key: NDArray[np.int64],
+    size: int,
+    place: int,
+    model: int,
+) -> None:
+    """Put a model at a place of the heap, then up or down to where its key belongs."""
+    while place > 0 and key[heap[(place - 1) // 2]] > key[model]:
+        heap[place] = heap[(place - 1) // 2]
+        heap_place[heap[place]] = place
+        place = (place - 1) // 2
+    while 2 * place + 1 < size:
+        child = 2 * place + 1
+        if child + 1 < size and key[heap[child + 1]] < key[heap[child]]:
+            child += 1
+        if key[heap[child]] >= key[model]:
+            break
+        heap[place] = heap[child]
+        heap_place[heap[place]] = place
+        place = child
+    heap[place] = model
+    heap_place[model] = place

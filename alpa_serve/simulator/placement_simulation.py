@@ -1,0 +1,93 @@
+"""A placement under simulation that changes replica by replica, each change at the cost of what it touches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alpa_serve.simulator.groups import add_replica, make_groups, move_rank
+from alpa_serve.simulator.incremental import (
+    find_difference,
+    forget,
+    make_difference,
+    note_changes,
+    note_rank,
+    put_on_record,
+)
+from alpa_serve.simulator.recorded import make_record, record_all
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from alpa_serve.simulator.search_problem import SearchProblem
+
+LARGEST_DIFFERENCE = 0.2
+"""Share of the requests beyond which it is cheaper to simulate all of them again than to follow a change."""
+
+
+class PlacementSimulation:
+    """Groups of a fixed shape that replicas are added to, with what they attain at any time.
+
+    Parameters
+    ----------
+    problem : SearchProblem
+        Under rules that give each group a queue of its own.
+    configs : sequence of int
+        Config id of each group, which is its slot number.
+    models : sequence of sequence of int
+        Model ids of each group, sorted: groups ascend by their models.
+
+    Attributes
+    ----------
+    groups : Groups
+    order : ndarray of int64, shape (num_groups,)
+        Slots, sorted by their models.
+    """
+
+    def __init__(self, problem: SearchProblem, configs: Sequence[int], models: Sequence[Sequence[int]]) -> None:
+        num_models, _, max_stages = problem.latency.shape
+        sizes = len(problem.arrivals), len(configs), num_models, max_stages
+        self._problem = problem
+        self.groups = make_groups(len(configs), num_models, configs, models)
+        self.order: NDArray[np.int64] = np.arange(len(configs), dtype=np.int64)
+        self._record = make_record(*sizes)
+        self._difference = make_difference(*sizes)
+        record_all(problem, self.groups, self._record)
+
+    @property
+    def model_num_good(self) -> NDArray[np.int64]:
+        """Good requests, shape (num_models,)."""
+        return self._record.model_num_good
+
+    @property
+    def latency_sum(self) -> float:
+        """Seconds of latency over all served requests."""
+        return float(self._record.model_latency.sum())
+
+    @property
+    def group_num_requests(self) -> NDArray[np.int64]:
+        """Requests sent to each group by slot, shape (num_groups,)."""
+        return self._record.group_num_requests
+
+    def add_replica(self, slot: int, model: int) -> None:
+        """Put a model into a group, and the group where it belongs in the order."""
+        groups, record, difference = self.groups, self._record, self._difference
+        add_replica(groups, slot, model)
+        note_changes(groups, difference)
+        move_rank(groups, slot, self.order)
+        note_rank(groups, difference, slot)
+        most = int(LARGEST_DIFFERENCE * len(self._problem.arrivals))
+        looked_at, _, _ = find_difference(self._problem, groups, record, difference, most)
+        if looked_at < 0:
+            record_all(self._problem, groups, record)
+        else:
+            put_on_record(self._problem, groups, record, difference)
+        forget(groups, difference)
+
+    def group_models(self) -> list[list[int]]:
+        """Return the models of each group, in the order of the groups."""
+        groups = self.groups
+        return [groups.models[slot, : groups.num_models[slot]].tolist() for slot in self.order.tolist()]
