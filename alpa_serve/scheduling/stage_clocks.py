@@ -7,11 +7,7 @@ fast simulator. A group has a clock per stage, the time until which its admitted
 
 from __future__ import annotations
 
-import zlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 Sequence = Any
 """A list or an array of one dimension; numba takes no abstract types."""
@@ -98,12 +94,3 @@ def commit(clocks: Sequence, ends: Sequence, num_stages: int, exclusive: bool) -
     for k in range(num_stages):
         clocks[k] = ends[num_stages - 1] if exclusive else ends[k]
 
-
-def _digest(*functions: Callable[..., Any]) -> str:
-    codes = [function.__code__ for function in functions]
-    parts = [(code.co_code, code.co_consts, code.co_names, code.co_varnames) for code in codes]
-    return f"{zlib.crc32(repr(parts).encode()):08x}"
-
-
-DIGEST = _digest(choose_replica, ready_at, begin_in_queue, after_stalls, run_stages, commit)
-"""Changes when one of these functions does: machine code compiled from them and kept on disk is named after it."""

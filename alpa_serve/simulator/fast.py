@@ -15,7 +15,7 @@ import numpy as np
 from alpa_serve.errors import InvalidConfigError
 from alpa_serve.scheduling import ALPASERVE, MAVERIQ, stage_clocks
 from alpa_serve.scheduling.scheduler import dispatch_draws
-from alpa_serve.simulator.compiled import compiled
+from alpa_serve.simulator.compiled import compiled, inlined
 from alpa_serve.simulator.fast_batched import simulate_batched
 
 if TYPE_CHECKING:
@@ -27,6 +27,18 @@ if TYPE_CHECKING:
     from alpa_serve.simulator.problem import ReplicaTable, RequestTable
 
 _NO_STALLS = np.empty((0, 2))
+
+
+_ROUNDING = 1.5 * 2.0**28
+"""Adding and subtracting this rounds a double to a multiple of 2^-24."""
+
+
+def rounded_seconds(seconds: float) -> float:
+    """Round to a multiple of 2^-24 s (60 ns), below 10^8 s.
+
+    Sums of such figures are exact up to 5 * 10^8 s, so they do not depend on the order of summation.
+    """
+    return (seconds + _ROUNDING) - _ROUNDING
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class Counts:
     model_num_good : ndarray of int64, shape (num_models,)
         Requests that met their SLO.
     model_latency : ndarray of float64, shape (num_models,)
-        Seconds over all served requests; one that was not served adds 0.
+        Seconds over all served requests, each rounded by :func:`rounded_seconds`; one that was not served adds 0.
     group_num_requests : ndarray of int64, shape (num_groups,)
         Requests sent to each group.
     """
@@ -156,7 +168,9 @@ def simulate_requests(
     return outcomes, Counts(
         np.bincount(requests.model_ids[known & outcomes.good], minlength=num_models),
         np.bincount(
-            requests.model_ids[known], weights=(outcomes.finish - requests.arrivals)[known], minlength=num_models
+            requests.model_ids[known],
+            weights=rounded_seconds(outcomes.finish - requests.arrivals)[known],
+            minlength=num_models,
         ).astype(np.float64),
         np.bincount(outcomes.group[outcomes.group >= 0], minlength=replicas.num_groups),
     )
@@ -233,6 +247,7 @@ _begin_in_queue = compiled(stage_clocks.begin_in_queue)
 _after_stalls = compiled(stage_clocks.after_stalls)
 _run_stages = compiled(stage_clocks.run_stages)
 _commit = compiled(stage_clocks.commit)
+_rounded_seconds = inlined(rounded_seconds)
 
 
 class RuleKind(NamedTuple):
@@ -353,7 +368,7 @@ def _kernel(fixed: RuleKind | None) -> Callable[..., None]:
                 busy_until[chosen] = end
                 if one_queue or has_delays:
                     last_begin[queue] = begin
-                model_latency[model] += latency
+                model_latency[model] += _rounded_seconds(latency)
             if record:
                 group[i] = chosen
                 good[i] = met
@@ -365,7 +380,7 @@ def _kernel(fixed: RuleKind | None) -> Callable[..., None]:
                         for k in range(num_stages):
                             work[i] += replica_latency[replica, 0, k] + extra
 
-    # machine code is kept on disk under this name: none may serve another kind, or outlive the functions it contains
+    # machine code is kept on disk under this name: none may serve another kind
     variant = "any" if fixed is None else "".join(str(int(flag)) for flag in fixed)
-    simulate.__qualname__ = f"simulate_{variant}_{stage_clocks.DIGEST}"
+    simulate.__qualname__ = f"simulate_{variant}"
     return compiled(simulate)

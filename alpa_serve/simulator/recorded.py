@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alpa_serve.scheduling import stage_clocks
+from alpa_serve.simulator import fast
 from alpa_serve.simulator.compiled import compiled, inlined
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 ADMITTED, MET, TIED = 1, 2, 4
 """Flags of a request: it was served; it met its SLO; its choice among replicas was decided by their rank."""
-
-_ROUNDING = 1.5 * 2.0**28
-"""Adding and subtracting this rounds a double to a multiple of 2^-24."""
 
 _LOG_PER_REQUEST = 3
 """Room in the log: one part for the requests that groups refer to, the others so that it is not full all the time."""
@@ -50,7 +48,7 @@ class Record(NamedTuple):
         Entries that were ever written; those that no group refers to are reclaimed when the log is full.
     model_num_good : ndarray of int64, shape (num_models,)
     model_latency : ndarray of float64, shape (num_models,)
-        Seconds, summed over the served requests, each rounded by :func:`rounded_seconds`.
+        Seconds, summed over the served requests, each rounded by :func:`~.fast.rounded_seconds`.
     group_num_requests : ndarray of int64, shape (num_slots,)
     """
 
@@ -85,15 +83,7 @@ def make_record(num_requests: int, num_slots: int, num_models: int, max_stages: 
     )
 
 
-@inlined
-def rounded_seconds(seconds: float) -> float:
-    """Round to a multiple of 2^-24 s (60 ns), below 10^8 s.
-
-    Sums of such figures are exact up to 5 * 10^8 s, so they do not depend on the order of summation.
-    """
-    return (seconds + _ROUNDING) - _ROUNDING
-
-
+rounded_seconds = inlined(fast.rounded_seconds)
 _ready_at = inlined(stage_clocks.ready_at)
 _begin_in_queue = inlined(stage_clocks.begin_in_queue)
 _run_stages = inlined(stage_clocks.run_stages)
