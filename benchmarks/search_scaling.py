@@ -87,6 +87,14 @@ def exponent(points):
     return statistics.linear_regression(n, seconds).slope
 
 
+def has_goals(memory_gib, options):
+    return memory_gib == MEMORY_GIB and not options.quick
+
+
+def said(goal, applies):
+    return f"   ({goal})" if applies else ""
+
+
 def print_compared(sizes, memory_gib, options):
     print(f"{'models':>7} {'requests':>10} {'AlpaServe s':>12} {'s':>9} {'slowest':>9} {'ratio':>8} {'attains':>8}")
     for num_models, num_requests in sizes.compared:
@@ -99,7 +107,7 @@ def print_compared(sizes, memory_gib, options):
             f"{num_models:>7} {ours['num_requests']:>10,} {'-' if theirs is None else f'{theirs:.1f}':>12} "
             f"{ours['seconds']:>9.3f} {ours['slowest']:>9.3f} "
             f"{'-' if theirs is None else format(theirs / ours['seconds'], '.1f'):>8} {ours['attainment']:>8.4f}"
-            + (f"   (ratio at least {goal})" if goal and theirs else ""),
+            + said(f"ratio at least {goal}", goal and has_goals(memory_gib, options)),
             flush=True,
         )
 
@@ -119,7 +127,10 @@ def print_growth(sizes, memory_gib, options):
         seconds = [one["seconds"] for one in found]
         slope = exponent(zip(models, seconds, strict=True))
         print(
-            f"{name:<28}" + "".join(f"{one:>10.3f}" for one in seconds) + f"{slope:>10.2f}   (at most {EXPONENT_GOAL})",
+            f"{name:<28}"
+            + "".join(f"{one:>10.3f}" for one in seconds)
+            + f"{slope:>10.2f}"
+            + said(f"at most {EXPONENT_GOAL}", has_goals(memory_gib, options)),
             flush=True,
         )
 
@@ -130,7 +141,8 @@ def print_largest(sizes, memory_gib, options):
         found = measured(num_models, num_requests, memory_gib, 1)
         print(
             f"\n{num_models} models, {found['num_requests']:,} requests: {found['seconds']:.2f} s, peak memory "
-            f"{found['peak_gib']:.2f} GiB, attains {found['attainment']:.4f}   (at most {LARGEST_GOAL})",
+            f"{found['peak_gib']:.2f} GiB, attains {found['attainment']:.4f}"
+            + said(f"at most {LARGEST_GOAL}", has_goals(memory_gib, options)),
             flush=True,
         )
 
