@@ -183,14 +183,16 @@ class RayRunner(BaseRunner[Part, Result]):
 
     def close(self) -> None:
         """End the run, if there is one, and the Ray or the connection that this runner has started."""
-        super().close()
-        self._origin = None
-        if self._owns_ray:
-            self._owns_ray = False
-            self._ray.shutdown()
-            # Ray has put a handler of its own in its place
-            if threading.current_thread() is threading.main_thread() and self._sigterm is not None:
-                signal.signal(signal.SIGTERM, self._sigterm)
+        try:
+            super().close()
+        finally:
+            self._origin = None
+            if self._owns_ray:
+                self._owns_ray = False
+                self._ray.shutdown()
+                # Ray has put a handler of its own in its place
+                if threading.current_thread() is threading.main_thread() and self._sigterm is not None:
+                    signal.signal(signal.SIGTERM, self._sigterm)
 
 
 class _WorkerDiedError(Exception):
