@@ -1,12 +1,8 @@
-"""Most tests share a Ray that this module has initialised; `no_ray` is for those where the runner starts its own."""
+"""Parts in worker processes; most tests share a Ray that this module has initialised."""
 
-import builtins
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,22 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError, WorkerError
-from alpa_serve.placement_policy import ray_runner
+from alpa_serve.errors import InvalidWorkloadError, WorkerError
+from alpa_serve.placement import ClusterEnv, ModelPlacement
+from alpa_serve.placement_policy import PlacementEvaluator
 from alpa_serve.placement_policy.part_runner import LocalRunner
 from alpa_serve.placement_policy.ray_runner import RayRunner
+from alpa_serve.profiling import ParallelConfig
+from alpa_serve.util import GB
 
 pytestmark = pytest.mark.slow
 
+MODELS = [{"profile": "test-2GB-100ms", "rate": rate, "cv": 3.0, "slo": 0.4} for rate in (3.0, 5.0, 8.0)]
 STEPS = np.array([-1.0, 1.0, 2.5])
 SECONDS_TO_DIE = 10
-
-
-@pytest.fixture(scope="module")
-def ray():
-    ray = pytest.importorskip("ray")
-    yield ray
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -38,13 +31,6 @@ def shared_ray(ray):
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     assert ray.is_initialized(), "the runner has shut down a Ray that is not its own"
-
-
-@pytest.fixture
-def no_ray(ray):
-    ray.shutdown()
-    yield ray
-    assert not ray.is_initialized(), "the runner has left its own Ray running"
 
 
 def random_walk(steps, seed, stopped):
@@ -194,6 +180,26 @@ def test_results_are_those_of_threads_in_whatever_order_the_parts_are_given(shar
             assert list(runner.run([])) == []
 
 
+def evaluator_of(problem):
+    return PlacementEvaluator(*problem)
+
+
+def counts_of(evaluator, models_on_first_group, stopped):
+    others = [m for m in range(3) if m not in models_on_first_group]
+    placement = ModelPlacement([ParallelConfig(1, 1, 2)] * 2, [list(models_on_first_group), others])
+    return evaluator.evaluate(placement).model_num_good.tolist()
+
+
+def test_placements_are_evaluated_alike_in_threads_and_processes(shared_ray, datas, workload):
+    problem = datas, ClusterEnv(4, 9 * GB), workload
+    parts = [(0,), (1,), (2,), (0, 1, 2)]
+    with LocalRunner(counts_of, problem, 2, prepare=evaluator_of) as threads:
+        expected = dict(threads.run(parts))
+    assert len(set(map(tuple, expected.values()))) == len(parts)
+    with RayRunner(counts_of, problem, 2, prepare=evaluator_of) as processes:
+        assert dict(processes.run(parts)) == expected
+
+
 def test_a_part_whose_worker_is_killed_is_done_again(shared_ray, tmp_path):
     with RayRunner(walk_on_second_attempt, tmp_path, 2) as runner:
         results = dict(runner.run(range(4)))
@@ -305,88 +311,3 @@ def test_ctrl_c_leaves_no_process_and_no_thread_of_the_runners_own_ray(no_ray, t
     assert threading.active_count() <= threads
     assert signal.getsignal(signal.SIGTERM) == handler
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_runner_starts_its_own_ray_once_more_but_not_when_that_is_shut_down_meanwhile(no_ray, monkeypatch):
-    # without an address no cluster is joined, even if Ray would by itself
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port()}")
-    with RayRunner(random_walk, STEPS, 1) as runner:
-        assert dict(runner.run([3])) == {0: random_walk(STEPS, 3, bool)}
-    with RayRunner(random_walk, STEPS, 1) as runner:
-        no_ray.shutdown()
-        with pytest.raises(WorkerError, match="Ray was shut down"):
-            list(runner.run([1]))
-
-
-def unused_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def test_a_cluster_is_joined_by_its_address_and_left_running(no_ray):
-    script = (
-        "import ray, sys\n"
-        "ray.init('local', num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
-        "print(ray.get_runtime_context().gcs_address, flush=True)\n"
-        "sys.stdin.read()\n"
-        "print(ray.cluster_resources()['CPU'])\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as head:
-        address = head.stdout.readline().strip()
-        with RayRunner(random_walk, STEPS, 2, address) as runner:
-            assert dict(runner.run([3, 4])) == {0: random_walk(STEPS, 3, bool), 1: random_walk(STEPS, 4, bool)}
-            with pytest.raises(WorkerError, match=rf"connected to the Ray at {address} and cannot join 'other:1'"):
-                RayRunner(random_walk, STEPS, 2, "other:1")
-        assert head.communicate("")[0] == "2.0\n"
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        (f"127.0.0.1:{unused_port()}", "nothing answers at 127.0.0.1, port "),
-        ("ray://no-such-host.invalid:10001", "nothing answers at no-such-host.invalid, port 10001"),
-        ("127.0.0.1", "an address is host:port"),
-        ("127.0.0.1:99999", "nothing answers"),
-        ("", "an address is host:port"),
-    ],
-)
-def test_an_address_that_cannot_be_joined_is_named_at_once(address, message, no_ray):
-    start = time.monotonic()
-    with pytest.raises(WorkerError, match=f"'{address}' could not be joined: {message}"):
-        RayRunner(random_walk, STEPS, 2, address)
-    assert time.monotonic() - start < SECONDS_TO_DIE
-
-
-def test_an_address_where_something_else_answers_is_named_in_bounded_time(no_ray, monkeypatch):
-    monkeypatch.setattr(ray_runner, "JOIN_TIMEOUT_S", 3.0)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(WorkerError, match=f"'{address}' could not be joined within 3 s; is it the address"):
-            RayRunner(random_walk, STEPS, 2, address)
-
-
-def test_without_ray_the_package_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without_ray(name, *args, **kwargs):
-        if name.split(".")[0] == "ray":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_ray)
-    with pytest.raises(WorkerError, match=r"need the package ray, .*No module named 'ray'.*pip install"):
-        RayRunner(random_walk, STEPS, 2)
-
-
-@pytest.mark.parametrize("num_workers", [0, -2, 1.5, "two", True])
-def test_a_number_of_workers_that_is_none_is_refused(num_workers, ray):
-    with pytest.raises(InvalidConfigError, match="num_workers must be a whole number >= 1"):
-        RayRunner(random_walk, STEPS, num_workers)
-
-
-def test_a_problem_that_cannot_be_pickled_is_refused_before_ray_starts(no_ray):
-    with pytest.raises(InvalidConfigError, match=r"must be picklable to reach worker processes: .*lock"):
-        RayRunner(random_walk, threading.Lock(), 2)
