@@ -38,3 +38,7 @@ class InfeasiblePlacementError(AlpaServeError, RuntimeError):
 
 class SolverStoppedError(InfeasiblePlacementError):
     """No placement was found in the time given, which does not prove that there is none."""
+
+
+class WorkerError(AlpaServeError, RuntimeError):
+    """Processes that a search should run on cannot be started or reached, or die over and over."""

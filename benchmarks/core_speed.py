@@ -16,16 +16,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from problems import search_problem
 
-from alpa_serve.placement_policy import ClusterEnv, ModelData, ModelParallelismSearch, ModelPlacement
-from alpa_serve.profiling import ParallelConfig, ProfilingResult, load_test_prof_result_v2
+from alpa_serve.placement_policy import ModelParallelismSearch, ModelPlacement
+from alpa_serve.profiling import ParallelConfig, ProfilingResult
 from alpa_serve.simulator.controller import approximate_one_case, simulate_one_case
 from alpa_serve.simulator.executable import Executable
 from alpa_serve.simulator.workload import GammaProcess, Workload
 from alpa_serve.util import GB, ServingCase
 
 MAIN_JOB = Path(__file__).parents[1] / "tests" / "serve" / "test_placement_policy_dummy.py"
-SEARCH_MODELS = ("llama-2-7b", "llama-2-13b", "falcon-7b", "gptj-6b")
 
 
 def median_seconds(action, repeats):
@@ -95,25 +95,6 @@ def bytes_per_request(num_requests):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak / len(workload)
-
-
-def search_problem(num_models, num_requests):
-    """Return models, cluster and workload of the search benchmark."""
-    profiles = [load_test_prof_result_v2(name) for name in SEARCH_MODELS]
-    rate = 3.6
-    datas = []
-    for i in range(num_models):
-        profile = profiles[i % len(profiles)]
-        slo = 5 * sum(profile.stage_latency(ParallelConfig(1, 1, 1)))
-        datas.append(ModelData(f"m{i}", slo, rate, 4.0, profile))
-    duration = num_requests / (rate * num_models)
-    workload = Workload.merge(
-        *(
-            GammaProcess(data.rate, data.cv).generate_workload(data.name, 0, duration, slo=data.slo, seed=i)
-            for i, data in enumerate(datas)
-        )
-    )
-    return datas, ClusterEnv(num_models, 24 * GB), workload
 
 
 def main():

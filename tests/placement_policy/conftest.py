@@ -1,4 +1,4 @@
-"""The problem that a test module states in MODELS (dicts with profile, rate, cv and slo), as the searches take it."""
+"""The problem that a module states in MODELS (dicts of profile, rate, cv, slo), as the searches take it; and Ray."""
 
 import pytest
 
@@ -11,3 +11,19 @@ def datas(request, model_datas_of):
 @pytest.fixture(scope="module")
 def workload(request, workload_of):
     return workload_of(request.module.MODELS, 40)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Return the package; a Ray that is initialised is shut down after the module."""
+    ray = pytest.importorskip("ray")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def no_ray(ray):
+    """Return the package, with no Ray initialised."""
+    ray.shutdown()
+    yield ray
+    assert not ray.is_initialized(), "the runner has left its own Ray running"
