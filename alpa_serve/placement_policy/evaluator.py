@@ -6,17 +6,20 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError
+from alpa_serve.placement import ModelPlacement
 from alpa_serve.scheduling import ALPASERVE, check_rules
 from alpa_serve.simulator.client import simulate_on
 from alpa_serve.simulator.event_controller import Controller
 from alpa_serve.simulator.executable import Executable
 from alpa_serve.simulator.fast import simulate_counts
+from alpa_serve.simulator.placement_simulation import PlacementSimulation
 from alpa_serve.simulator.problem import ModelTable, ReplicaTable, RequestTable
+from alpa_serve.simulator.search_problem import search_problem, with_configs
 from alpa_serve.simulator.stats import goodput_stats, request_rate
 from alpa_serve.util import eps
 from alpa_serve.validation import check_known
@@ -26,11 +29,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
+    from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.profiling import ParallelConfig
     from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
     from alpa_serve.simulator.fast import Counts
+    from alpa_serve.simulator.search_problem import SearchProblem
     from alpa_serve.simulator.stats import StatsResult
 
 METHODS = ("fast_simulator", "simulator")
@@ -69,7 +73,11 @@ class Evaluation:
     @property
     def score(self) -> float:
         """What the searches maximise: goodput, then short latency, then replicas."""
-        return self.goodput - self.latency_mean / 10000 + self.num_replicas / 1e6
+        return _score(self.goodput, self.latency_mean, self.num_replicas)
+
+
+def _score(goodput: float, latency_mean: float, num_replicas: int) -> float:
+    return goodput - latency_mean / 10000 + num_replicas / 1e6
 
 
 class PlacementEvaluator:
@@ -126,6 +134,7 @@ class PlacementEvaluator:
         self._models = ModelTable(names, [data.profiling_result for data in self.model_datas], rules=rules)
         self._requests = RequestTable.of_workload(workload, names)
         self._weights: dict[ParallelConfig, NDArray[np.float64]] = {}
+        self._problem: SearchProblem | None = None
         self._memo: dict[Island, tuple[list[int], Counts]] = {}
 
     @property
@@ -139,11 +148,45 @@ class PlacementEvaluator:
             self._weights[config] = model_weights(self.model_datas, config)
         return self._weights[config]
 
+    def search_problem(self, configs: Sequence[ParallelConfig]) -> SearchProblem:
+        """Return the problem in the form of the compiled searches; config ids are positions in `configs`."""
+        weights = np.stack([self.weights(config) for config in configs], axis=1)
+        if self._problem is None:
+            self._problem = search_problem(self._models, self._requests, configs, weights)
+            return self._problem
+        return with_configs(self._problem, self._models, configs, weights)
+
+    @property
+    def follows_changes(self) -> bool:
+        """Whether what a change touches can be told from what it does not: by the rules, and by this simulator."""
+        return self.method == "fast_simulator" and self.rules.queueing == "per_group"
+
+    def simulation(self, start: ModelPlacement) -> PlacementSimulation:
+        """Return a simulation of `start` (normalised) to which replicas can be added one by one."""
+        configs = sorted(set(start.group_configs))
+        problem = self.search_problem(configs)
+
+        def resimulate(config_ids: list[int], models: list[list[int]]) -> tuple[NDArray[Any], float, NDArray[Any]]:
+            evaluation = self.evaluate(ModelPlacement([configs[c] for c in config_ids], models))
+            latency_sum = evaluation.latency_mean * len(self._requests)
+            return evaluation.model_num_good, latency_sum, evaluation.group_num_requests
+
+        return PlacementSimulation(
+            problem,
+            [configs.index(config) for config in start.group_configs],
+            start.group_models,
+            None if self.follows_changes else resimulate,
+        )
+
+    def score(self, num_good: int, latency_sum: float, num_replicas: int) -> float:
+        """Return the score of a placement of so many good requests, seconds of latency and replicas."""
+        n = len(self._requests)
+        return _score(num_good / n, latency_sum / n, num_replicas) if n else _score(0.0, 0.0, num_replicas)
+
     def evaluate(self, placement: ModelPlacement) -> Evaluation:
         """Return what `placement` attains.
 
-        Counts and goodput are exactly those of one simulation of the whole; the mean latency is summed model by
-        model, so it may differ from another order of summation by rounding.
+        Exactly what one simulation of the whole gives: latencies are summed without rounding.
         """
         if self.method == "simulator":
             return self._evaluate_by_events(placement)

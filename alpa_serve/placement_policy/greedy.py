@@ -8,15 +8,23 @@ import numpy as np
 
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator, model_weights
+from alpa_serve.placement_policy.part_runner import never_stopped
 from alpa_serve.placement_policy.progress import SearchProgress, reporter
 from alpa_serve.placement_policy.training import workload_or_training
+from alpa_serve.simulator.compiled import compiled
+from alpa_serve.simulator.groups import used_bytes
+from alpa_serve.util import eps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from alpa_serve.placement import ClusterEnv, ModelData
+    from alpa_serve.placement_policy.part_runner import Stopped
     from alpa_serve.placement_policy.progress import ProgressCallback
     from alpa_serve.simulator.columnar_workload import Workload
+    from alpa_serve.simulator.groups import Groups
 
 
 def replica_placement_round_robin(
@@ -99,22 +107,97 @@ def replica_placement_fast_greedy(
     section 4.1 (the fast heuristic of algorithm 1).
     """
     evaluator = evaluator or PlacementEvaluator(model_datas, cluster_env, workload_or_training(workload, model_datas))
-    report = reporter(verbose, callback)
-    placement = init_sol.normalize()
+    report = reporter(verbose, callback) if verbose or callback is not None else None
+    return fill_greedily(init_sol, cluster_env, evaluator, report)
+
+
+def fill_greedily(
+    start: ModelPlacement,
+    cluster_env: ClusterEnv,
+    evaluator: PlacementEvaluator,
+    report: ProgressCallback | None = None,
+    stopped: Stopped = never_stopped,
+) -> ModelPlacement:
+    """Fill groups by fast greedy (:func:`replica_placement_fast_greedy`), or as far as it came when it was stopped."""
+    filling = _Filling(evaluator, start.normalize())
     while True:
-        evaluation = evaluator.evaluate(placement)
-        report(SearchProgress("fast greedy", placement.num_replicas, 0, evaluation.score, placement))
-        unserved = evaluator.model_num_requests * (1 - evaluation.model_goodput)
-        # stable sorts, the first one reversed: one answer on every machine
-        model_order = np.argsort(unserved, kind="stable")[::-1]
-        for group_id in np.argsort(evaluation.group_num_requests, kind="stable").tolist():
-            models = placement.group_models[group_id]
-            weights = evaluator.weights(placement.group_configs[group_id])
-            fits = weights + weights[models].sum() <= cluster_env.mem_budget
-            fits[models] = False
-            candidates = model_order[fits[model_order]]
-            if len(candidates):
-                placement = placement.add_model(group_id, int(candidates[0])).normalize()
-                break
-        else:
-            return placement
+        if report is not None:
+            placement = filling.placement()
+            report(SearchProgress("fast greedy", placement.num_replicas, 0, filling.score, placement))
+        if stopped() or not filling.add_next_replica(cluster_env.mem_budget):
+            return filling.placement()
+
+
+class _Filling:
+    """Groups that are being filled, and what they attain so far; a replica more costs what it changes."""
+
+    def __init__(self, evaluator: PlacementEvaluator, start: ModelPlacement) -> None:
+        self._evaluator = evaluator
+        self._configs = start.group_configs
+        self._simulation = evaluator.simulation(start)
+        self._full = np.zeros(len(start.group_configs), np.bool_)
+
+    @property
+    def score(self) -> float:
+        simulation = self._simulation
+        return self._evaluator.score(
+            int(simulation.model_num_good.sum()), simulation.latency_sum, int(simulation.groups.num_replicas.sum())
+        )
+
+    def placement(self) -> ModelPlacement:
+        simulation = self._simulation
+        return ModelPlacement([self._configs[slot] for slot in simulation.order.tolist()], simulation.group_models())
+
+    def add_next_replica(self, budget: float) -> bool:
+        """Add a replica; False if no group can take any."""
+        simulation = self._simulation
+        num_requests = self._evaluator.model_num_requests
+        unserved = num_requests * (1 - simulation.model_num_good / (num_requests + eps))
+        slot, model = _next_replica(
+            simulation.groups, simulation.problem.weights, simulation.group_num_requests, unserved, self._full, budget
+        )
+        if slot >= 0:
+            simulation.add_replica(slot, model)
+        return bool(slot >= 0)
+
+
+@compiled
+def _next_replica(
+    groups: Groups,
+    weights: NDArray[np.float64],
+    group_num_requests: NDArray[np.int64],
+    unserved: NDArray[np.float64],
+    full: NDArray[np.bool_],
+    budget: float,
+) -> tuple[int, int]:
+    """Return the group with fewest requests that can take a model, and the model with most unserved that it can take.
+
+    On a tie the group of the lowest rank, and the model of the highest number. Groups that can take none are marked in
+    `full`, which they stay: greedy takes nothing away.
+
+    Returns
+    -------
+    slot, model : int
+        -1, -1 if no group can take any.
+    """
+    while True:
+        slot = -1
+        for s in range(len(full)):
+            if full[s]:
+                continue
+            fewer = slot < 0 or group_num_requests[s] < group_num_requests[slot]
+            if fewer or (group_num_requests[s] == group_num_requests[slot] and groups.rank[s] < groups.rank[slot]):
+                slot = s
+        if slot < 0:
+            return -1, -1
+        config = groups.config[slot]
+        used = used_bytes(groups, weights, slot, config)
+        best = -1
+        for model in range(len(unserved)):
+            if groups.holds[slot, model] or weights[model, config] + used > budget:
+                continue
+            if best < 0 or unserved[model] >= unserved[best]:
+                best = model
+        if best >= 0:
+            return slot, best
+        full[slot] = True

@@ -14,10 +14,11 @@ from alpa_serve.placement_policy.beam import DEFAULT_BEAM_SIZE, replica_placemen
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.evolutionary import evolutionary_search
 from alpa_serve.placement_policy.feasibility import check_something_fits, why_not_all
-from alpa_serve.placement_policy.greedy import replica_placement_fast_greedy
+from alpa_serve.placement_policy.greedy import fill_greedily
 from alpa_serve.placement_policy.ilp import (
     pack_all_models,
 )
+from alpa_serve.placement_policy.part_runner import NUM_THREADS, LocalRunner
 from alpa_serve.placement_policy.progress import SearchProgress, reporter
 from alpa_serve.placement_policy.separation import Separation, separations
 from alpa_serve.placement_policy.training import workload_or_training
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from alpa_serve.placement import ClusterEnv, ModelData
+    from alpa_serve.placement_policy.part_runner import Stopped
     from alpa_serve.placement_policy.progress import ProgressCallback
     from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
@@ -134,35 +136,51 @@ class ModelParallelismSearch(BasePlacementPolicy):
             raise InvalidConfigError("there is no model to place")
         train_workload = workload_or_training(train_workload, model_datas)
         evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload, rules=self.rules)
-        report = reporter(self.verbose, self.callback)
-        placements: list[ModelPlacement] = []
-        best, best_score = None, -np.inf
-        for number, configs in enumerate(shapes, start=1):
-            placement = self._fill(configs, model_datas, cluster_env, train_workload, evaluator)
-            if placement is not None:
-                placements.append(placement)
-                score = evaluator.evaluate(placement).score
-                if score > best_score:
-                    best, best_score = placement, score
-            report(SearchProgress("shapes of groups", number, len(shapes), None if best is None else best_score, best))
-        if best is None:
+        placements = self._fill_shapes(shapes, model_datas, cluster_env, evaluator)
+        found = [placement for placement in placements if placement is not None]
+        if not found:
             raise InfeasiblePlacementError(why_not_all(model_datas, cluster_env, shapes))
+        best = max(found, key=lambda placement: evaluator.evaluate(placement).score)
         if self.use_evo_search:
-            best = self._evolve(best, placements, model_datas, cluster_env, evaluator)
+            best = self._evolve(best, found, model_datas, cluster_env, evaluator)
         return best, {}
+
+    def _fill_shapes(
+        self,
+        shapes: Sequence[Sequence[ParallelConfig]],
+        model_datas: Sequence[ModelData],
+        cluster_env: ClusterEnv,
+        evaluator: PlacementEvaluator,
+    ) -> list[ModelPlacement | None]:
+        """Fill every shape (None where every model is required and they cannot all fit), on two threads."""
+        report = reporter(self.verbose, self.callback)
+        placements: list[ModelPlacement | None] = [None] * len(shapes)
+        best, best_score = None, -np.inf
+
+        def fill(_problem: None, configs: Sequence[ParallelConfig], stopped: Stopped) -> ModelPlacement | None:
+            return self._fill(configs, model_datas, cluster_env, evaluator, stopped)
+
+        with LocalRunner(fill, None, NUM_THREADS) as runner:
+            for number, (position, placement) in enumerate(runner.run(shapes), start=1):
+                placements[position] = placement
+                if placement is not None and (score := evaluator.evaluate(placement).score) > best_score:
+                    best, best_score = placement, score
+                shown = None if best is None else best_score
+                report(SearchProgress("shapes of groups", number, len(shapes), shown, best))
+        return placements
 
     def _fill(
         self,
         configs: Sequence[ParallelConfig],
         model_datas: Sequence[ModelData],
         cluster_env: ClusterEnv,
-        train_workload: Workload,
         evaluator: PlacementEvaluator,
+        stopped: Stopped,
     ) -> ModelPlacement | None:
         """Fill groups of these configs by fast greedy; None if every model is required and they cannot all fit."""
 
         def greedy(start: ModelPlacement) -> ModelPlacement:
-            return replica_placement_fast_greedy(start, model_datas, cluster_env, train_workload, evaluator)
+            return fill_greedily(start, cluster_env, evaluator, stopped=stopped)
 
         placement = greedy(ModelPlacement.empty_groups(configs))
         if self.require_all_models and len(placement.placed_models()) < len(model_datas):

@@ -39,6 +39,10 @@ Prepare = Callable[[Any], Any]
 """Makes of the problem what the work is given; called once in every process that runs parts."""
 
 
+NUM_THREADS = 2
+"""Threads of one process; more contend for the interpreter between the kernels."""
+
+
 class PartRunner(Protocol[Part_contra, Result_co]):
     """Runs parts of a search; used as a context manager, or closed by hand."""
 
@@ -137,7 +141,12 @@ class LocalRunner(BaseRunner[Part, Result]):
     """
 
     def __init__(
-        self, work: Work[Part, Result], problem: object, num_threads: int = 2, *, prepare: Prepare | None = None
+        self,
+        work: Work[Part, Result],
+        problem: object,
+        num_threads: int = NUM_THREADS,
+        *,
+        prepare: Prepare | None = None,
     ) -> None:
         super().__init__()
         self._num_threads = check_int(num_threads, "num_threads", minimum=1)

@@ -93,4 +93,3 @@ def commit(clocks: Sequence, ends: Sequence, num_stages: int, exclusive: bool) -
     """Keep the stages busy with an admitted request until `ends`; all until the last under exclusive execution."""
     for k in range(num_stages):
         clocks[k] = ends[num_stages - 1] if exclusive else ends[k]
-

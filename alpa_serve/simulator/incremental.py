@@ -232,8 +232,18 @@ def find_difference(
         model = difference.changed_models[k]
         _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, model)
         _go_on(
-            first_request, turns, old_flags_of, kind.at_random, change, num_differing, next_turn, position,
-            heap, heap_place, heap_size, model,
+            first_request,
+            turns,
+            old_flags_of,
+            kind.at_random,
+            change,
+            num_differing,
+            next_turn,
+            position,
+            heap,
+            heap_place,
+            heap_size,
+            model,
         )
     looked_at = 0
     while heap_size[0]:
@@ -393,8 +403,18 @@ def find_difference(
             if was_in:
                 latency_sum -= _recorded_latency(state, columns, i, problem.overhead, arrival)
         _go_on(
-            first_request, turns, old_flags_of, kind.at_random, change, num_differing, next_turn, position,
-            heap, heap_place, heap_size, model,
+            first_request,
+            turns,
+            old_flags_of,
+            kind.at_random,
+            change,
+            num_differing,
+            next_turn,
+            position,
+            heap,
+            heap_place,
+            heap_size,
+            model,
         )
     difference.length[0] = length
     return looked_at, num_good, latency_sum

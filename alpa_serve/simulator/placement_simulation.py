@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,63 +29,86 @@ LARGEST_DIFFERENCE = 0.2
 """Share of the requests beyond which it is cheaper to simulate all of them again than to follow a change."""
 
 
+Resimulate = Callable[[list[int], list[list[int]]], tuple["NDArray[np.int64]", float, "NDArray[np.int64]"]]
+"""From the configs (ids) and models of groups to good requests per model, seconds of latency, requests per group."""
+
+
 class PlacementSimulation:
     """Groups of a fixed shape that replicas are added to, with what they attain at any time.
 
     Parameters
     ----------
     problem : SearchProblem
-        Under rules that give each group a queue of its own.
     configs : sequence of int
         Config id of each group, which is its slot number.
     models : sequence of sequence of int
         Model ids of each group, sorted: groups ascend by their models.
+    resimulate : callable, optional
+        Where changes cannot be followed (one queue for all groups, or another simulator): simulates the whole.
 
     Attributes
     ----------
+    problem : SearchProblem
     groups : Groups
     order : ndarray of int64, shape (num_groups,)
         Slots, sorted by their models.
+    model_num_good : ndarray of int64, shape (num_models,)
+    group_num_requests : ndarray of int64, shape (num_groups,)
+        Requests sent to each group, by slot.
     """
 
-    def __init__(self, problem: SearchProblem, configs: Sequence[int], models: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        problem: SearchProblem,
+        configs: Sequence[int],
+        models: Sequence[Sequence[int]],
+        resimulate: Resimulate | None = None,
+    ) -> None:
         num_models, _, max_stages = problem.latency.shape
-        sizes = len(problem.arrivals), len(configs), num_models, max_stages
-        self._problem = problem
+        self.problem = problem
         self.groups = make_groups(len(configs), num_models, configs, models)
         self.order: NDArray[np.int64] = np.arange(len(configs), dtype=np.int64)
+        self._resimulate = resimulate
+        if resimulate is not None:
+            self._simulate_whole(resimulate)
+            return
+        sizes = len(problem.arrivals), len(configs), num_models, max_stages
         self._record = make_record(*sizes)
         self._difference = make_difference(*sizes)
         record_all(problem, self.groups, self._record)
+        self.model_num_good = self._record.model_num_good
+        self.group_num_requests = self._record.group_num_requests
 
-    @property
-    def model_num_good(self) -> NDArray[np.int64]:
-        """Good requests, shape (num_models,)."""
-        return self._record.model_num_good
+    def _simulate_whole(self, resimulate: Resimulate) -> None:
+        configs = self.groups.config[self.order].tolist()
+        self.model_num_good, self._latency, by_rank = resimulate(configs, self.group_models())
+        self.group_num_requests = np.empty_like(by_rank)
+        self.group_num_requests[self.order] = by_rank
 
     @property
     def latency_sum(self) -> float:
         """Seconds of latency over all served requests."""
-        return float(self._record.model_latency.sum())
-
-    @property
-    def group_num_requests(self) -> NDArray[np.int64]:
-        """Requests sent to each group by slot, shape (num_groups,)."""
-        return self._record.group_num_requests
+        return float(self._record.model_latency.sum()) if self._resimulate is None else self._latency
 
     def add_replica(self, slot: int, model: int) -> None:
         """Put a model into a group, and the group where it belongs in the order."""
-        groups, record, difference = self.groups, self._record, self._difference
+        groups = self.groups
         add_replica(groups, slot, model)
+        if self._resimulate is not None:
+            move_rank(groups, slot, self.order)
+            groups.log_length[0] = 0
+            self._simulate_whole(self._resimulate)
+            return
+        record, difference = self._record, self._difference
         note_changes(groups, difference)
         move_rank(groups, slot, self.order)
         note_rank(groups, difference, slot)
-        most = int(LARGEST_DIFFERENCE * len(self._problem.arrivals))
-        looked_at, _, _ = find_difference(self._problem, groups, record, difference, most)
+        most = int(LARGEST_DIFFERENCE * len(self.problem.arrivals))
+        looked_at, _, _ = find_difference(self.problem, groups, record, difference, most)
         if looked_at < 0:
-            record_all(self._problem, groups, record)
+            record_all(self.problem, groups, record)
         else:
-            put_on_record(self._problem, groups, record, difference)
+            put_on_record(self.problem, groups, record, difference)
         forget(groups, difference)
 
     def group_models(self) -> list[list[int]]:

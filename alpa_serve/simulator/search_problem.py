@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -92,7 +92,6 @@ def search_problem(
         If a profile has a config, but not the figures that the rules' service needs.
     """
     rules = models.rules
-    known = [models.config_ids[config] for config in configs]
     registered = np.flatnonzero(requests.model_ids >= 0)
     model_by_turn = requests.model_ids[registered]
     # the turn of each request, then its position in the whole workload
@@ -101,9 +100,6 @@ def search_problem(
     by_turn = np.empty_like(turn)
     by_turn[turn] = np.arange(len(turn), dtype=np.int32)
     draws = dispatch_draws(rules, len(requests))[position] if rules.dispatch == "random" else np.empty(0)
-    latency = models.stage_latency[:, known, 0, :]
-    for model_id, config_id in np.argwhere(np.isnan(latency[:, :, 0]) & np.isfinite(weights)).tolist():
-        replica_timing(models.profiles[model_id], configs[config_id], rules)
     return SearchProblem(
         first_request=np.concatenate([[0], np.cumsum(requests.model_num_requests)]).astype(np.int64),
         turn=turn,
@@ -114,14 +110,43 @@ def search_problem(
         input_tokens=requests.input_tokens[position] if len(requests.input_tokens) else np.empty(0, np.int64),
         output_tokens=requests.output_tokens[position] if len(requests.output_tokens) else np.empty(0, np.int64),
         draws=draws,
-        latency=np.ascontiguousarray(np.where(np.isnan(latency), 0.0, latency)),
-        token_rates=np.ascontiguousarray(models.token_rates[:, known]),
-        weights=np.ascontiguousarray(weights),
-        num_stages=np.array([config.pp for config in configs], dtype=np.int64),
-        num_devices=np.array([config.num_devices for config in configs], dtype=np.int64),
         kind=RuleKind.of(rules),
         overhead=rules.fixed_overhead_s,
         dispatch_interval=rules.dispatch_interval_s,
         idle_after=rules.idle_after_s,
         idle_penalty=rules.idle_penalty_s,
+        **_costs(models, configs, weights),
     )
+
+
+def with_configs(
+    problem: SearchProblem, models: ModelTable, configs: Sequence[ParallelConfig], weights: NDArray[np.float64]
+) -> SearchProblem:
+    """Return the same problem for groups of other configs (:func:`search_problem`)."""
+    return problem._replace(**_costs(models, configs, weights))
+
+
+def _costs(
+    models: ModelTable, configs: Sequence[ParallelConfig], weights: NDArray[np.float64]
+) -> dict[str, NDArray[Any]]:
+    max_stages = max([config.pp for config in configs], default=1)
+    shape = len(models), len(configs)
+    latency = np.zeros((*shape, max_stages))
+    token_rates = np.zeros((*shape, 2))
+    for column, config in enumerate(configs):
+        known = models.config_ids.get(config)
+        if known is None:
+            continue
+        stages = models.stage_latency[:, known, 0, : config.pp]
+        for model_id in np.flatnonzero(np.isnan(stages[:, 0]) & np.isfinite(weights[:, column])).tolist():
+            # says which figure is missing
+            replica_timing(models.profiles[model_id], config, models.rules)
+        latency[:, column, : config.pp] = np.where(np.isnan(stages), 0.0, stages)
+        token_rates[:, column] = models.token_rates[:, known]
+    return {
+        "latency": latency,
+        "token_rates": token_rates,
+        "weights": np.ascontiguousarray(weights, dtype=np.float64),
+        "num_stages": np.array([config.pp for config in configs], dtype=np.int64),
+        "num_devices": np.array([config.num_devices for config in configs], dtype=np.int64),
+    }

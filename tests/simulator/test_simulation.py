@@ -17,7 +17,7 @@ from alpa_serve.placement import ModelData, ModelPlacement, ModelPlacementWithRe
 from alpa_serve.placement_policy import ClusterEnv, PlacementEvaluator
 from alpa_serve.profiles import maveriq
 from alpa_serve.profiling import ParallelConfig, load_test_prof_result, load_test_prof_result_v2
-from alpa_serve.scheduling import ALPASERVE, MAVERIQ, stage_clocks
+from alpa_serve.scheduling import ALPASERVE, MAVERIQ
 from alpa_serve.simulator import simulate
 from alpa_serve.simulator.controller import approximate_one_case, approximate_one_case_one_placement
 from alpa_serve.simulator.fast import RuleKind, _kernel
@@ -118,18 +118,6 @@ def test_every_kind_of_rules_has_machine_code_of_its_own_name():
     kinds = [None, *(RuleKind.of(rules) for rules in (ALPASERVE, MAVERIQ))]
     names = {_kernel(kind).py_func.__qualname__ for kind in kinds}
     assert len(names) == 3
-    assert all(stage_clocks.DIGEST in name for name in names)
-
-
-def test_the_digest_follows_the_functions_and_not_the_file():
-    def one(begin, clocks, latency, num_stages, extra, ends):
-        return begin + latency[0]
-
-    def other(begin, clocks, latency, num_stages, extra, ends):
-        return begin + 2 * latency[0]
-
-    assert stage_clocks._digest(one) != stage_clocks._digest(other)
-    assert stage_clocks._digest(stage_clocks.commit) == stage_clocks._digest(stage_clocks.commit)
 
 
 @pytest.mark.parametrize("wrong", [None, "maveriq", MAVERIQ.execution])
