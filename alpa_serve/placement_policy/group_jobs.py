@@ -28,6 +28,9 @@ _WEIGHT_ROUNDING = 1e-9
 _OPERATIONS = 16
 """Roundings in the simulated time of a request on one stage, at most, and as many for its deadline."""
 
+_FAR = 1e300
+"""Seconds until no request."""
+
 
 @dataclass(frozen=True, eq=False)
 class Jobs:
@@ -44,6 +47,25 @@ class Jobs:
     ready: NDArray[np.float64]
     work: NDArray[np.float64]
     latest: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class StagedJobs:
+    """The requests as jobs that pass all stages of a group, as the simulator has it.
+
+    Attributes
+    ----------
+    entered : ndarray of float64, shape (num_stages,)
+    work : ndarray of float64, shape (n, num_stages)
+    latest : ndarray of float64, shape (n,)
+    rounding : float
+        As :func:`~alpa_serve.placement_policy.dispatch_value.best_dispatch` takes them.
+    """
+
+    entered: NDArray[np.float64]
+    work: NDArray[np.float64]
+    latest: NDArray[np.float64]
+    rounding: float
 
 
 class BoundProblem:
@@ -113,6 +135,12 @@ class BoundProblem:
         self.weights: NDArray[np.float64] = np.array(weights).reshape(len(self.configs), self.num_models)
 
     @property
+    def drops_what_is_late(self) -> bool:
+        """Whether a group's own admitted requests decide what it serves: it drops what these make late, nothing else."""
+        rules = self.rules
+        return rules.admission == "deadline" and rules.queueing == "per_group" and rules.idle_penalty_s == 0.0
+
+    @property
     def serves_late(self) -> bool:
         """Whether every request of a placed model is served, be it late."""
         return self.rules.admission == "all"
@@ -131,51 +159,60 @@ class BoundProblem:
         # unlike NaN, equal to itself
         return np.nan_to_num(flat, nan=-1.0, posinf=-2.0)
 
-    def stage_seconds(self, config: ParallelConfig) -> NDArray[np.float64]:
-        """Return what each request takes on each stage, shape (n, pp); NaN where its model is not profiled."""
+    def stage_seconds(self, config: ParallelConfig) -> tuple[NDArray[np.float64], float]:
+        """Return how long each request keeps each stage of a group of `config`, and how far sums of it may be off.
+
+        Returns
+        -------
+        seconds : ndarray of float64, shape (n, num_stages)
+            The dispatch interval before its start is part of the first stage. Under exclusive execution the group is
+            one stage. NaN where the model is not profiled.
+        rounding : float
+            More than what a time of the simulation, a few sums of these, can err by.
+        """
         config_id = self._models.config_ids[config]
-        latency = self._models.stage_latency[:, config_id, 0, : config.pp]
-        rates = self._models.token_rates[:, config_id]
-        extra = rates[self.model_ids, 0] * self._input_tokens + rates[self.model_ids, 1] * self._further_tokens
-        seconds: NDArray[np.float64] = latency[self.model_ids] + extra[:, None]
-        return seconds
+        rates = self._models.token_rates[self.model_ids, config_id]
+        extra = rates[:, 0] * self._input_tokens + rates[:, 1] * self._further_tokens
+        seconds = self._models.stage_latency[self.model_ids, config_id, 0, : config.pp] + extra[:, None]
+        if self.rules.execution == "exclusive":
+            seconds = seconds.sum(axis=1, keepdims=True)
+        seconds[:, 0] += self.rules.dispatch_interval_s
+        longest_slo = self.slos[np.isfinite(self.slos)].max(initial=0.0)
+        horizon = self.arrivals.max(initial=0.0) + longest_slo + np.nansum(seconds) + self.rules.fixed_overhead_s
+        return seconds, float(_OPERATIONS * (config.pp + 1) * np.finfo(np.float64).eps * horizon)
 
     def jobs(self, config: ParallelConfig) -> Jobs:
-        """Return the requests as jobs of a group of `config`.
-
-        Those whose model is not profiled there are NaN.
+        """Return the requests as jobs of a machine of a group of `config`; NaN where the model is not profiled.
 
         Notes
         -----
-        The machine is one stage k of the group. Admitted requests pass it one after the other in their order, each
+        The machine is the stage of the group with the most work. Admitted requests pass it one after the other in their order, each
         for its latency there. A request cannot enter it before its arrival, the dispatch interval and its latencies on
         the stages before, and is late unless it leaves it its latencies on the stages after and the fixed overhead
-        before its deadline. Under exclusive execution the machine is the group: a request holds it for the sum of its
-        latencies, and the dispatch interval passes between two.
+        before its deadline. Under exclusive execution the group is one stage.
         """
-        seconds = self.stage_seconds(config)
-        interval = self.rules.dispatch_interval_s
-        total = seconds.sum(axis=1)
-        if self.rules.execution == "exclusive":
-            ready, work, after = self.arrivals, total + interval, np.zeros(len(total))
-        else:
-            loads = np.nansum(seconds, axis=0)
-            # of equals the last: what comes before it delays the start of work there, as it does in truth
-            stage = config.pp - 1 - int(np.argmax(loads[::-1]))
-            ready = self.arrivals + interval + seconds[:, :stage].sum(axis=1)
-            work = seconds[:, stage]
-            after = seconds[:, stage + 1 :].sum(axis=1)
-        finite = self.slos[np.isfinite(self.slos)].max(initial=0.0)
-        horizon = self.arrivals.max(initial=0.0) + finite + np.nansum(total + interval) + self.rules.fixed_overhead_s
-        rounding = _OPERATIONS * (config.pp + 1) * np.finfo(np.float64).eps * horizon
-        ready = ready - rounding
-        soonest = np.fmin.reduce(ready - self.arrivals, initial=np.inf)
+        seconds, rounding = self.stage_seconds(config)
+        # of stages with equal work the last: it cannot begin before the others are done with a request
+        stage = seconds.shape[1] - 1 - int(np.argmax(np.nansum(seconds, axis=0)[::-1]))
+        waits = seconds[:, :stage].sum(axis=1)
+        ready = self.arrivals + waits - rounding
         return Jobs(
-            idle_until=self.arrivals + (soonest if np.isfinite(soonest) else 0.0) - rounding,
+            idle_until=self.arrivals + np.fmin.reduce(waits, initial=_FAR) - 2 * rounding,
             ready=ready,
-            work=np.maximum(work - rounding, 0.0),
-            latest=self.arrivals + self.slos - self.rules.fixed_overhead_s - after + rounding,
+            work=np.maximum(seconds[:, stage] - rounding, 0.0),
+            latest=self._deadlines - seconds[:, stage + 1 :].sum(axis=1) + rounding,
         )
+
+    def staged_jobs(self, config: ParallelConfig) -> StagedJobs:
+        """Return the requests as jobs that pass all stages of a group of `config`, with figures as for :meth:`jobs`."""
+        seconds, rounding = self.stage_seconds(config)
+        before = np.cumsum(seconds, axis=1) - seconds
+        entered = np.fmin.reduce(before, axis=0, initial=_FAR) - rounding
+        return StagedJobs(entered, seconds, self._deadlines, rounding)
+
+    @property
+    def _deadlines(self) -> NDArray[np.float64]:
+        return self.arrivals + self.slos - self.rules.fixed_overhead_s
 
 
 def equal_models(problem: BoundProblem) -> NDArray[np.int64]:

@@ -41,8 +41,8 @@ def placement_upper_bound(
         return 0.0
     bound = float(_servable(problem))
     if bound:
-        bound = min(bound, capacity_bound(problem, time_limit - (time.perf_counter() - start)))
-        bound = min(bound, price_bound(problem, time_limit - (time.perf_counter() - start)))
+        bound = min(bound, capacity_bound(problem, max(time_limit - (time.perf_counter() - start), 0.0)))
+        bound = min(bound, price_bound(problem, max(time_limit - (time.perf_counter() - start), 0.0)))
     return math.floor(bound) / problem.num_requests
 
 
