@@ -1,9 +1,9 @@
-"""A coarse upper bound of few variables: capacity, memory and bursts of classes of equal models, as a linear program."""
+"""A coarse upper bound: capacity, memory and bursts of classes of equal models, as a small linear program."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from alpa_serve.placement_policy.group_jobs import BoundProblem, Jobs
+    from alpa_serve.placement_policy.group_jobs import BoundProblem
 
 _MAX_PERIODS = 64
 """Periods of equal length that the workload is cut into, at most."""
@@ -66,7 +66,7 @@ class _Program:
         columns = np.array([column for row in self.rows for column in row], dtype=np.int32)
         values = np.array([value for row in self.rows for value in row.values()])
         row_ends = np.cumsum([0, *map(len, self.rows)], dtype=np.int32)
-        matrix = csr_array((values, columns, row_ends), shape=(len(self.rows), len(self.objective)))
+        matrix: Any = csr_array((values, columns, row_ends), shape=(len(self.rows), len(self.objective)))
         objective, upper, limits = np.array(self.objective), np.array(self.upper), np.array(self.limits)
         prices = np.zeros(len(limits))
         if len(limits):
@@ -74,7 +74,7 @@ class _Program:
                 -objective,
                 A_ub=matrix,
                 b_ub=limits,
-                bounds=np.column_stack([np.zeros(len(upper)), upper]),
+                bounds=[(0.0, most) for most in self.upper],
                 method="highs",
                 options={"time_limit": time_limit},
             )
@@ -114,8 +114,8 @@ def capacity_bound(problem: BoundProblem, time_limit: float) -> float:
     Requests without a finite SLO are taken to be served, if their model fits anywhere.
     """
     finite = np.isfinite(problem.slos)
-    fits = np.isfinite(problem.weights)
-    useful = fits.any(axis=0)[problem.model_ids]
+    fits: NDArray[np.bool_] = np.isfinite(problem.weights).max(axis=0, initial=False)
+    useful = fits[problem.model_ids]
     free = int(np.count_nonzero(useful & ~finite))
     counted = np.flatnonzero(useful & finite)
     if not len(counted):
@@ -236,9 +236,7 @@ def _constrain_bursts(
             continue
         window = np.floor(arrivals / length)
         order = np.lexsort((window, models))
-        starts = np.flatnonzero(
-            np.r_[True, (np.diff(window[order]) != 0) | (np.diff(models[order]) != 0)]
-        )
+        starts = np.flatnonzero(np.r_[True, (np.diff(window[order]) != 0) | (np.diff(models[order]) != 0)])
         sizes = np.diff(np.r_[starts, len(order)])
         owner = models[order][starts]
         # slope j of a model: its windows with more than j requests

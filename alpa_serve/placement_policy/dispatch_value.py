@@ -55,8 +55,8 @@ def best_dispatch(
     -----
     Dynamic programming. A state is the highest value of all ways to get to stage clocks between two limits. What is
     possible for some clocks between them counts as possible: a request is served in time if the lower ones allow
-    it, and dropped if the upper ones do. States whose limits are close are merged where there are too many. None is left
-    out for being busier than another: a busier group may drop what an idler one would have to serve.
+    it, and dropped if the upper ones do. States whose limits are close are merged where there are too many. None is
+    left out for being busier than another: a busier group may drop what an idler one would have to serve.
     """
     n, num_stages = work.shape
     size = 2 * max_states + 4

@@ -136,7 +136,7 @@ class BoundProblem:
 
     @property
     def drops_what_is_late(self) -> bool:
-        """Whether a group's own admitted requests decide what it serves: it drops what these make late, nothing else."""
+        """Whether a group drops what its own admitted requests make late, and nothing else."""
         rules = self.rules
         return rules.admission == "deadline" and rules.queueing == "per_group" and rules.idle_penalty_s == 0.0
 
@@ -146,18 +146,24 @@ class BoundProblem:
         return self.rules.admission == "all"
 
     def _is_of_use(self, config: ParallelConfig) -> NDArray[np.bool_]:
-        """Tell which models have a request that a group of `config` could serve in time, or must serve."""
+        """Tell which models have a request that a group of `config` could serve in time, or serve late, or drop.
+
+        What it drops matters where that is all that keeps it from serving.
+        """
         jobs = self.jobs(config)
         # NaN where the model is not profiled, which compares as False
-        useful = jobs.work >= 0.0 if self.serves_late else jobs.ready + jobs.work <= jobs.latest
-        return np.bincount(self.model_ids[useful], minlength=self.num_models) > 0
+        takes_all = self.serves_late or self.drops_what_is_late
+        useful = jobs.work >= 0.0 if takes_all else jobs.ready + jobs.work <= jobs.latest
+        of_use: NDArray[np.bool_] = np.bincount(self.model_ids[useful], minlength=self.num_models) > 0
+        return of_use
 
     def model_figures(self) -> NDArray[np.float64]:
         """Return all that tells a model from another as a row, shape (num_models, num_figures)."""
         figures = [self._models.stage_latency, self._models.token_rates, self.weights.T]
         flat = np.concatenate([np.reshape(part, (self.num_models, -1)) for part in figures], axis=1)
         # unlike NaN, equal to itself
-        return np.nan_to_num(flat, nan=-1.0, posinf=-2.0)
+        figures_only: NDArray[np.float64] = np.nan_to_num(flat, nan=-1.0, posinf=-2.0)
+        return figures_only
 
     def stage_seconds(self, config: ParallelConfig) -> tuple[NDArray[np.float64], float]:
         """Return how long each request keeps each stage of a group of `config`, and how far sums of it may be off.
@@ -173,7 +179,8 @@ class BoundProblem:
         config_id = self._models.config_ids[config]
         rates = self._models.token_rates[self.model_ids, config_id]
         extra = rates[:, 0] * self._input_tokens + rates[:, 1] * self._further_tokens
-        seconds = self._models.stage_latency[self.model_ids, config_id, 0, : config.pp] + extra[:, None]
+        latency = self._models.stage_latency[self.model_ids, config_id, 0, : config.pp]
+        seconds: NDArray[np.float64] = latency + extra[:, None]
         if self.rules.execution == "exclusive":
             seconds = seconds.sum(axis=1, keepdims=True)
         seconds[:, 0] += self.rules.dispatch_interval_s
@@ -186,10 +193,10 @@ class BoundProblem:
 
         Notes
         -----
-        The machine is the stage of the group with the most work. Admitted requests pass it one after the other in their order, each
-        for its latency there. A request cannot enter it before its arrival, the dispatch interval and its latencies on
-        the stages before, and is late unless it leaves it its latencies on the stages after and the fixed overhead
-        before its deadline. Under exclusive execution the group is one stage.
+        The machine is the stage of the group with the most work. Admitted requests pass it one after the other in their
+        order, each for its latency there. A request cannot enter it before its arrival and its latencies on the
+        stages before, and is late unless it leaves it its latencies on the stages after and the fixed overhead
+        before its deadline.
         """
         seconds, rounding = self.stage_seconds(config)
         # of stages with equal work the last: it cannot begin before the others are done with a request

@@ -1,4 +1,4 @@
-"""The most valuable requests that one group can serve in time, compiled: requests with prices, first come first served."""
+"""The most valuable requests that one group can serve in time, first come first served, compiled."""
 
 from __future__ import annotations
 
@@ -107,7 +107,10 @@ def best_selection(
                 if value[taken] + worth > best:
                     best = value[taken] + worth
                     if num_links == len(chain_request):
-                        longer_request, longer_before = np.empty(2 * num_links, np.int64), np.empty(2 * num_links, np.int64)
+                        longer_request, longer_before = (
+                            np.empty(2 * num_links, np.int64),
+                            np.empty(2 * num_links, np.int64),
+                        )
                         longer_request[:num_links], longer_before[:num_links] = chain_request, chain_before
                         chain_request, chain_before = longer_request, longer_before
                     chain_request[num_links], chain_before[num_links] = i, last[taken]

@@ -46,7 +46,7 @@ _STEPS_PER_PROOF = 20
 _FIRST_STEP, _LAST_STEP, _STEP_FACTOR, _PATIENCE = 0.03, 2e-4, 0.6, 5
 """A step aims at a decrease by this share; the share shrinks by the factor after so many steps without a decrease."""
 
-_SHAPE_FIRST_STEP, _SHAPE_LAST_STEP = 0.01, 5e-4
+_SHAPE_FIRST_STEP, _SHAPE_LAST_STEP, _DROP_FIRST_STEP = 0.01, 5e-4, 0.02
 """The same for the prices of one shape, which start from those of all shapes."""
 
 _MOMENTUM = 0.7
@@ -195,7 +195,7 @@ class _PriceSearch:
                 effort = _Effort.SOME if bound <= second else _Effort.ALL_ABOVE_ZERO
             elif self._problem.drops_what_is_late:
                 self._drops = True
-                bound = min(bound, self.lowest(np.inf, own, _FIRST_STEP, _LAST_STEP, shape, resolved)[0])
+                bound = min(bound, self.lowest(np.inf, own, _DROP_FIRST_STEP, _LAST_STEP, shape, resolved)[0])
                 self._drops = False
                 resolved = max(resolved, bound)
                 continue
@@ -280,7 +280,7 @@ class _PriceSearch:
         return [self._sets(config_id, np.isfinite(self._problem.weights[config_id]), none, prices)]
 
     def _split_best(self, config_id: int, heap: list[_Sets], prices: NDArray[np.float64]) -> None:
-        """Part the sets of the highest value into those with their heaviest model that not all have and those without."""
+        """Part the sets of the highest value by their heaviest model that not all of them have: with it and without."""
         sets = heapq.heappop(heap)
         undecided = np.flatnonzero(sets.largest & ~sets.fixed)
         heaviest = undecided[np.argmax(self._problem.weights[config_id][undecided])]
