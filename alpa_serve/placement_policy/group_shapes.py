@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 Counts = tuple[int, ...]
 """Groups of each kind."""
 
-_MAX_FILLINGS = 5000
-"""Ways to fill a node that are listed."""
+_MAX_FILLINGS, _MAX_TRIED = 5000, 100_000
+"""Ways to fill a node that are listed, and that are looked at for it."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,16 @@ def _count(counts: list[int], last: Sequence[tuple[int, int]], space: int, times
 def _fillings(sizes: Sequence[int], kinds: Sequence[int], space: int, *, full: bool) -> list[Counts] | None:
     """List the multisets of `kinds` within `space`, if `full` without those that leave room; None if too many."""
     found: list[Counts] = []
+    tried = 0
     smallest = min((sizes[kind] for kind in kinds), default=space + 1)
 
     def extend(position: int, counts: list[int], left: int) -> bool:
+        nonlocal tried
         if position == len(kinds):
+            tried += 1
             if not full or left < smallest:
                 found.append(tuple(counts))
-            return len(found) <= _MAX_FILLINGS
+            return len(found) <= _MAX_FILLINGS and tried <= _MAX_TRIED
         kind = kinds[position]
         for count in range(left // sizes[kind] + 1):
             counts[kind] = count

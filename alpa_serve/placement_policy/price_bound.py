@@ -96,6 +96,10 @@ def price_bound(problem: BoundProblem, time_limit: float) -> float:
     problem : BoundProblem
     time_limit : float
         Seconds.
+
+    Notes
+    -----
+    :func:`~alpa_serve.placement_policy.upper_bound.placement_upper_bound` has the proof.
     """
     jobs = len(problem.model_ids) * len(problem.configs)
     if not jobs or jobs * _SECONDS_PER_JOB * _LEAST_PROOFS > time_limit:

@@ -47,3 +47,8 @@ def test_shapes_come_in_the_order_of_their_value_and_contain_every_other(case):
     possible = every_shape(cluster, sizes)
     assert {counts for _, counts in listed} <= possible
     assert all(any(all(map(int.__le__, other, counts)) for _, counts in listed) for other in possible)
+
+
+def test_too_many_shapes_are_not_listed_at_all():
+    sizes = tuple(range(1, 17))
+    assert list(Shapes(sizes, 512, 512).descending([1.0] * len(sizes))) == []
