@@ -23,6 +23,7 @@ from alpa_serve.placement_policy.selective_replication import (
     SelectiveReplicationSearch,
     SelectiveReplicationUniform,
 )
+from alpa_serve.placement_policy.upper_bound import placement_upper_bound
 
 __all__ = [
     "BasePlacementPolicy",
@@ -42,4 +43,5 @@ __all__ = [
     "SelectiveReplicationReplacement",
     "SelectiveReplicationSearch",
     "SelectiveReplicationUniform",
+    "placement_upper_bound",
 ]
