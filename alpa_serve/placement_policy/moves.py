@@ -300,9 +300,7 @@ def _drop(groups: Groups, slot: int, random: NDArray[np.uint64]) -> int:
 
 
 @compiled
-def _replace(
-    problem: SearchProblem, cluster: Cluster, groups: Groups, slot: int, random: NDArray[np.uint64]
-) -> int:
+def _replace(problem: SearchProblem, cluster: Cluster, groups: Groups, slot: int, random: NDArray[np.uint64]) -> int:
     """Drop a model of a group and fill the room."""
     model = _any_member(groups, slot, random)
     if model < 0:
@@ -334,9 +332,7 @@ def _move(problem: SearchProblem, cluster: Cluster, groups: Groups, slot: int, r
 
 
 @compiled
-def _reshape(
-    problem: SearchProblem, cluster: Cluster, groups: Groups, slot: int, random: NDArray[np.uint64]
-) -> int:
+def _reshape(problem: SearchProblem, cluster: Cluster, groups: Groups, slot: int, random: NDArray[np.uint64]) -> int:
     """Give a group another config of the same size."""
     config = _any_config(cluster, problem.num_devices[groups.config[slot]], random)
     if config == groups.config[slot]:
