@@ -3,6 +3,8 @@
 Each message names the offending value, where it came from (model, file, line) and what would be right.
 """
 
+from typing import Any
+
 
 class AlpaServeError(Exception):
     """Base of every error that alpa_serve raises on purpose."""
@@ -38,3 +40,36 @@ class InfeasiblePlacementError(AlpaServeError, RuntimeError):
 
 class SolverStoppedError(InfeasiblePlacementError):
     """No placement was found in the time given, which does not prove that there is none."""
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """A search was stopped from the keyboard; the best it had is attached.
+
+    Parameters
+    ----------
+    placement : ModelPlacement or None
+        The best placement so far; None if there was none yet.
+    evaluation : Evaluation or None
+        What it attains.
+    """
+
+    def __init__(self, *, placement: Any = None, evaluation: Any = None) -> None:
+        super().__init__("the search was stopped" + ("; no placement was found yet" if placement is None else ""))
+        self.placement = placement
+        self.evaluation = evaluation
+
+
+class PlanInterrupted(SearchInterrupted):
+    """A planner was stopped from the keyboard; the best plan so far is attached.
+
+    Parameters
+    ----------
+    plan : CapacityPlan, ScalePlan or None
+        What is known to reach the target; None if nothing did yet.
+    placement, evaluation
+        The placement of the plan, or without a plan the best one so far, and what it attains.
+    """
+
+    def __init__(self, *, plan: Any = None, placement: Any = None, evaluation: Any = None) -> None:
+        super().__init__(placement=placement, evaluation=evaluation)
+        self.plan = plan

@@ -8,6 +8,7 @@ from alpa_serve.placement_policy.base_policy import (
     ModelPlacementWithReplacement,
     PlacementEvaluator,
 )
+from alpa_serve.placement_policy.capacity import plan_capacity
 from alpa_serve.placement_policy.model_parallelism import (
     ModelParallelismEqual,
     ModelParallelismGreedy,
@@ -15,7 +16,9 @@ from alpa_serve.placement_policy.model_parallelism import (
     ModelParallelismRR,
     ModelParallelismSearch,
 )
+from alpa_serve.placement_policy.plans import CapacityPlan, ScalePlan
 from alpa_serve.placement_policy.progress import SearchProgress
+from alpa_serve.placement_policy.scaling import highest_rate_scale, tightest_slo_scale
 from alpa_serve.placement_policy.selective_replication import (
     SelectiveReplicationGreedy,
     SelectiveReplicationILP,
@@ -26,6 +29,7 @@ from alpa_serve.placement_policy.selective_replication import (
 
 __all__ = [
     "BasePlacementPolicy",
+    "CapacityPlan",
     "ClusterEnv",
     "ModelData",
     "ModelParallelismEqual",
@@ -36,10 +40,14 @@ __all__ = [
     "ModelPlacement",
     "ModelPlacementWithReplacement",
     "PlacementEvaluator",
+    "ScalePlan",
     "SearchProgress",
     "SelectiveReplicationGreedy",
     "SelectiveReplicationILP",
     "SelectiveReplicationReplacement",
     "SelectiveReplicationSearch",
     "SelectiveReplicationUniform",
+    "highest_rate_scale",
+    "plan_capacity",
+    "tightest_slo_scale",
 ]
