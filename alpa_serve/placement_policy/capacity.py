@@ -12,10 +12,10 @@ from alpa_serve.placement_policy.plan_search import (
     Found,
     Point,
     SearchSettings,
+    attainment_bound,
     better,
     check_cluster,
     check_target,
-    idle_bound,
 )
 from alpa_serve.placement_policy.plans import ROUNDING, CapacityPlan, SizeTried
 from alpa_serve.placement_policy.progress import SearchProgress, reporter
@@ -24,7 +24,7 @@ from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
     from alpa_serve.placement_policy.plan_search import FindPlacement, UpperBound
@@ -53,7 +53,8 @@ def plan_capacity(
     verbose: int = 0,
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
-    upper_bound: UpperBound = idle_bound,
+    resize: bool = True,
+    upper_bound: UpperBound = attainment_bound,
 ) -> CapacityPlan:
     """Find the fewest devices that reach an SLO attainment, with a placement that does.
 
@@ -91,6 +92,9 @@ def plan_capacity(
         Called with a SearchProgress; what it raises ends the search.
     find : callable, optional
         Searches the placement at each size, in place of the search that the other arguments describe.
+    resize : bool
+        Whether placements are also made of others, with groups dropped, shrunk or copied. Without, every placement is
+        one that was searched; one for fewer devices still serves where the search for more finds nothing better.
     upper_bound : callable
         Bounds the attainment at each size.
 
@@ -129,7 +133,7 @@ def plan_capacity(
     check_attainable(idle, target, model_datas, workload, largest, where=where)
     find = find or settings.find
     report = reporter(verbose, callback)
-    search = _CapacitySearch(model_datas, workload, target, largest, rules, find, upper_bound, report)
+    search = _CapacitySearch(model_datas, workload, target, largest, rules, find, resize, upper_bound, report)
     return search.run(min(cluster_env.num_devices, max_devices))
 
 
@@ -144,6 +148,7 @@ class _CapacitySearch:
         largest: ClusterEnv,
         rules: ServingRules,
         find: FindPlacement,
+        resize: bool,
         upper_bound: UpperBound,
         report: ProgressCallback,
     ) -> None:
@@ -151,6 +156,7 @@ class _CapacitySearch:
         self.largest = largest
         self.rules = rules
         self.find = find
+        self.resize = resize
         self.upper_bound = upper_bound
         self.report = report
         self.evaluator = PlacementEvaluator(model_datas, largest, workload, rules=rules)
@@ -273,7 +279,7 @@ class _CapacitySearch:
         if not found.reaches(self.target):
             return
         self.keep_if_fewest(*self.known[-1])
-        for placement in shrunk(found.placement, self.evaluator):
+        for placement in self.shrunk(found.placement):
             smaller = Found(placement, self.evaluator.evaluate(placement))
             needed = devices_needed(placement, self.largest)
             self.known.append((needed, smaller))
@@ -290,14 +296,18 @@ class _CapacitySearch:
         best = self.best_of(cluster.num_devices)
         if best is not None:
             yield best.placement
-            copies = copied(best.placement, cluster)
+            copies = copied(best.placement, cluster) if self.resize else best.placement
             if copies.num_replicas > best.placement.num_replicas:
                 yield copies
         if self.fewest is not None:
-            for placement in shrunk(self.fewest[1].placement, self.evaluator):
+            for placement in self.shrunk(self.fewest[1].placement):
                 if devices_needed(placement, self.largest) <= cluster.num_devices:
                     yield placement
                     return
+
+    def shrunk(self, placement: ModelPlacement) -> Iterable[ModelPlacement]:
+        """Return placements made of this one, on ever fewer devices; none if placements are not to be resized."""
+        return shrunk(placement, self.evaluator) if self.resize else ()
 
     def best_of(self, size: int) -> Found | None:
         """Return the placement that attains most of those known for `size` devices."""

@@ -109,6 +109,10 @@ def idle_bound(
     return idle_latencies(model_datas, cluster_env, workload, rules, max_pp=size, max_op=size).limit()
 
 
+attainment_bound: UpperBound = idle_bound
+"""The bound that planners and reports use unless they are given another."""
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """A placement and what it attains at the point where it was evaluated.

@@ -57,7 +57,8 @@ class CapacityPlan:
     proven_minimum: int
     tried: tuple[SizeTried, ...]
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """Return what was found and what was tried as text, without the placement."""
         if self.num_devices == self.proven_minimum:
             proof = "fewer cannot reach it"
         elif self.proven_minimum == 1:
@@ -68,8 +69,11 @@ class CapacityPlan:
         rows = [(str(size.num_devices), size.attainment, size.bound) for size in self.tried]
         return (
             f"{devices} {self.attainment:.4f} (target {self.target:g}); {proof}\n\n"
-            f"{_table('devices', rows, self.target)}\n\n{self.placement}"
+            f"{_table('devices', rows, self.target)}"
         )
+
+    def __str__(self) -> str:
+        return f"{self.summary()}\n\n{self.placement}"
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,17 @@ class ScalePlan:
     ruled_out: float | None
     tried: tuple[ScaleTried, ...]
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """Return what was found and what was tried as text, without the placement."""
         proof = "no scale is ruled out" if self.ruled_out is None else f"{self.ruled_out:.4g} cannot reach it"
         rows = [(f"{point.scale:.4g}", point.attainment, point.bound) for point in self.tried]
         return (
             f"{self.axis} scale {self.scale:.4g} attains {self.attainment:.4f} (target {self.target:g}); {proof}"
-            f"\n\n{_table(f'{self.axis} scale', rows, self.target)}\n\n{self.placement}"
+            f"\n\n{_table(f'{self.axis} scale', rows, self.target)}"
         )
+
+    def __str__(self) -> str:
+        return f"{self.summary()}\n\n{self.placement}"
 
 
 def _table(title: str, rows: Iterable[tuple[str, float | None, float]], target: float) -> str:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from alpa_serve.placement_policy.attainable import check_attainable, idle_latencies
-from alpa_serve.placement_policy.plan_search import SearchSettings, check_cluster, check_target, idle_bound
+from alpa_serve.placement_policy.plan_search import SearchSettings, attainment_bound, check_cluster, check_target
 from alpa_serve.placement_policy.progress import reporter
 from alpa_serve.placement_policy.scale_search import ScaledProblem, ScaleSearch
 from alpa_serve.scheduling import ALPASERVE
@@ -42,7 +42,7 @@ def highest_rate_scale(
     verbose: int = 0,
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
-    upper_bound: UpperBound = idle_bound,
+    upper_bound: UpperBound = attainment_bound,
 ) -> ScalePlan:
     """Find the highest rate at which a cluster reaches an SLO attainment, with a placement that does.
 
@@ -131,7 +131,7 @@ def tightest_slo_scale(
     verbose: int = 0,
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
-    upper_bound: UpperBound = idle_bound,
+    upper_bound: UpperBound = attainment_bound,
 ) -> ScalePlan:
     """Find the tightest SLOs with which a cluster reaches an SLO attainment, with a placement that does.
 
