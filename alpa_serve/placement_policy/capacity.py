@@ -172,6 +172,7 @@ class _CapacitySearch:
             while not self.search(size):
                 if size == self.largest.num_devices:
                     raise self.not_reached()
+                low = size + 1
                 size = min(2 * size, self.largest.num_devices)
             while low < self.size_reached():
                 middle = (low + self.size_reached()) // 2
