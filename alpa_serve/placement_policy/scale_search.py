@@ -114,12 +114,15 @@ class ScaleSearch:
                 if hardness < 1 / LARGEST_FACTOR:
                     raise self.not_reached()
             low = self.extend(past)
+            # a search that fails takes all its time: first try just beyond what is reached, then ever farther
+            stride = self.width
             while low * self.width < past and low < LARGEST_FACTOR:
-                middle = math.sqrt(low * past) if math.isfinite(past) else min(2 * low, LARGEST_FACTOR)
-                if self.search(middle):
+                hardness = min(low * stride, math.sqrt(low * past), LARGEST_FACTOR)
+                if self.search(hardness):
                     low = self.extend(past)
+                    stride *= stride
                 else:
-                    past = middle
+                    past = hardness
             self.complete()
             return self.plan()
         except KeyboardInterrupt as stop:

@@ -47,8 +47,8 @@ def highest_rate_scale(
     """Find the highest rate at which a cluster reaches an SLO attainment, with a placement that does.
 
     The arrivals are compressed in time by the scale; the trace is otherwise kept. From scale 1 the scale is raised as
-    far as known placements reach the target, which costs simulations only; a placement is searched where they do not,
-    and the scale bisected until searches fail within the tolerance of what is reached.
+    far as known placements reach the target, which costs simulations only. Just beyond, a placement is searched, and
+    ever farther while that succeeds; then the scale is bisected until it fails within the tolerance of what is reached.
 
     Parameters
     ----------
