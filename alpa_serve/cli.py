@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from alpa_serve.experiments.job import Job
     from alpa_serve.placement import ModelPlacement
     from alpa_serve.placement_policy import ScalePlan
+    from alpa_serve.placement_policy.plan_search import UpperBound
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -215,17 +216,16 @@ def _place(options: argparse.Namespace, settings: JobSettings) -> int:
             if best is None:
                 raise
             placement, stopped = best, True
+    strategy = None
+    if not stopped:
+        try:
+            strategy = _strategy(job, placement, attainment_bound)
+        except KeyboardInterrupt:
+            # who does not want to wait for the proof still wants the strategy
+            stopped = True
+    if strategy is None:
+        strategy = _strategy(job, placement)
     cluster = job.cluster_env
-    strategy = format_strategy(
-        placement,
-        job.model_datas,
-        job.labels,
-        cluster,
-        job.workload,
-        rules=job.rules,
-        # who stops the search does not want to wait for a proof
-        upper_bound=None if stopped else attainment_bound,
-    )
     print(
         f"{len(job.labels)} models on {cluster.num_devices} devices of {cluster.mem_budget / GB:g} GiB, "
         f"{options.baseline}, {job.load}\n"
@@ -239,6 +239,18 @@ def _place(options: argparse.Namespace, settings: JobSettings) -> int:
     if options.output is not None:
         results_file.append_result(options.output, _result(options, job, placement))
     return 0
+
+
+def _strategy(job: Job, placement: ModelPlacement, upper_bound: UpperBound | None = None) -> str:
+    return format_strategy(
+        placement,
+        job.model_datas,
+        job.labels,
+        job.cluster_env,
+        job.workload,
+        rules=job.rules,
+        upper_bound=upper_bound,
+    )
 
 
 def _result(options: argparse.Namespace, job: Job, placement: ModelPlacement) -> dict[str, object]:
@@ -279,7 +291,7 @@ def _plan(options: argparse.Namespace, settings: JobSettings) -> int:
         "find": job.finder(options.baseline, search),
     }
     problem = (job.model_datas, job.workload, options.target, job.cluster_env)
-    stopped = False
+    stop: PlanInterrupted | None = None
     plan: CapacityPlan | ScalePlan
     with search_progress_bar() as watch:
         try:
@@ -289,38 +301,26 @@ def _plan(options: argparse.Namespace, settings: JobSettings) -> int:
             else:
                 planner = highest_rate_scale if options.axis == "rate" else tightest_slo_scale
                 plan = planner(*problem, **shared, tolerance=options.tolerance, callback=watch)
-        except PlanInterrupted as stop:
+        except PlanInterrupted as interrupt:
+            stop = interrupt
             if stop.placement is None:
                 raise
-            if stop.plan is None:
-                print(
-                    f"Stopped before a placement reached {options.target:g}; "
-                    f"the best attains {stop.evaluation.goodput:.4f}:\n\n{stop.placement}"
-                )
-                print("stopped; no plan was found yet", file=sys.stderr)
-                return STOPPED
-            plan, stopped = stop.plan, True
+            plan = stop.plan
+    if stop is not None and stop.plan is None:
+        attained = stop.evaluation.goodput
+        print(f"Stopped before a placement reached {options.target:g}; the best attains {attained:.4f}:\n")
+        print(stop.placement)
+        print("stopped; no plan was found yet", file=sys.stderr)
+        return STOPPED
     where = "devices" if options.axis == "devices" else f"{job.cluster_env.num_devices} devices"
-    planned = _planned(job, plan)
     print(
         f"{len(job.labels)} models on {where} of {job.cluster_env.mem_budget / GB:g} GiB, {options.baseline}, "
         f"{job.load}\n"
     )
-    if stopped:
+    if stop is not None:
         print("Stopped before the search was done; the best plan so far:\n")
-    print(
-        plan.summary(),
-        format_strategy(
-            plan.placement,
-            planned.model_datas,
-            planned.labels,
-            planned.cluster_env,
-            planned.workload,
-            rules=planned.rules,
-        ),
-        sep="\n\n",
-    )
-    if stopped:
+    print(plan.summary(), _strategy(_planned(job, plan), plan.placement), sep="\n\n")
+    if stop is not None:
         print("stopped; this is the best plan so far", file=sys.stderr)
         return STOPPED
     return 0

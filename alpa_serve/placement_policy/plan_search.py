@@ -168,7 +168,14 @@ class Point:
         self.best: Found | None = None
 
     def consider(self, placement: ModelPlacement) -> Found:
-        """Evaluate a placement that is valid on the cluster, and keep it if it attains more than the best."""
+        """Evaluate a placement, and keep it if it attains more than the best.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If it is not possible on the cluster.
+        """
+        placement.verify(self.evaluator.model_datas, self.cluster_env)
         found = Found(placement, self.evaluator.evaluate(placement))
         self.best = better(self.best, found)
         return found

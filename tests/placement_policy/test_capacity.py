@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from alpa_serve.errors import (
     InfeasiblePlacementError,
     InvalidConfigError,
+    InvalidPlacementError,
     InvalidWorkloadError,
     PlanInterrupted,
     SearchInterrupted,
@@ -153,6 +154,12 @@ def test_a_search_ends_when_it_has_reached_the_target(identical):
 
     assert plan_capacity(datas, workload, 1.0, CLUSTER, find=find).num_devices == 1
     assert ended == [2]
+
+
+def test_a_search_that_returns_what_does_not_fit_is_an_error(identical):
+    too_large = ModelPlacement([ONE] * 3, [[0], [0], [0]])
+    with pytest.raises(InvalidPlacementError, match="need 3 devices, the cluster has 2"):
+        plan_capacity(*identical(1), 1.0, CLUSTER, find=lambda *_: too_large)
 
 
 def test_without_resizing_every_placement_is_one_that_was_searched(identical, classic):
