@@ -208,12 +208,21 @@ class _CapacitySearch:
 
     def is_ruled_out(self, size: int) -> bool:
         """Tell whether the bound proves that `size` devices cannot reach the target."""
-        if size not in self.bounds:
-            self.bounds[size] = self.upper_bound(
-                self.evaluator.model_datas, replace(self.largest, num_devices=size), self.evaluator.workload, self.rules
-            )
-            self.report(SearchProgress(f"{size} devices attain at most {self.bounds[size]:.4f}", 0, 0))
-        return self.bounds[size] < self.target - ROUNDING
+        # what fits a size also fits a larger one, so that one answer serves for many sizes
+        if any(other <= size and not self.is_below(bound) for other, bound in self.bounds.items()):
+            return False
+        if any(other >= size and self.is_below(bound) for other, bound in self.bounds.items()):
+            return True
+        self.report(SearchProgress(f"{size} devices: upper bound", 0, 0))
+        cluster = replace(self.largest, num_devices=size)
+        bound = self.upper_bound(self.evaluator.model_datas, cluster, self.evaluator.workload, self.rules)
+        self.bounds[size] = bound
+        self.report(SearchProgress(f"{size} devices attain at most {bound:.4f}", 1, 1))
+        return self.is_below(bound)
+
+    def is_below(self, bound: float) -> bool:
+        """Tell whether a bound is below the target."""
+        return bound < self.target - ROUNDING
 
     def least_not_ruled_out(self, first: int) -> int:
         """Return the fewest devices that the bound does not rule out, found by doubling from `first` and bisection."""
@@ -236,13 +245,13 @@ class _CapacitySearch:
 
     def proven_minimum(self) -> int:
         """Return the fewest devices that no bound so far rules out: what fits a size also fits a larger one."""
-        ruled_out = [size for size, bound in self.bounds.items() if bound < self.target - ROUNDING]
+        ruled_out = [size for size, bound in self.bounds.items() if self.is_below(bound)]
         return max(ruled_out, default=0) + 1
 
     def tried(self) -> Iterator[SizeTried]:
         """Yield what is known of each size, ascending."""
         reached = {self.fewest[0]} if self.fewest else set()
-        for size in sorted(self.bounds.keys() | reached):
+        for size in sorted(self.bounds.keys() | self.searched_below.keys() | reached):
             best = self.best_of(size)
             # what bounds a larger size bounds this one
             bound = min((bound for other, bound in self.bounds.items() if other >= size), default=1.0)
@@ -334,6 +343,6 @@ class _CapacitySearch:
         attained = "nothing could be placed" if best is None else f"the best attains {best.attainment:.4f}"
         return SolverStoppedError(
             f"no placement on up to {size} devices (max_devices) was found that reaches an SLO attainment of "
-            f"{self.target:g}: {attained}, at most {self.bounds[size]:.4f} is possible; "
-            "raise max_devices or time_budget, or lower the target"
+            f"{self.target:g}: {attained}; more is not proven to be impossible. "
+            "Raise max_devices or time_budget, or lower the target"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -82,6 +83,8 @@ class SearchSettings:
         check_real(self.time_budget, "time_budget (s)", minimum=0.0, finite=False)
         if self.max_evaluations is not None:
             check_int(self.max_evaluations, "max_evaluations", minimum=0)
+        elif math.isinf(self.time_budget):
+            raise InvalidConfigError("an infinite time_budget (s) needs max_evaluations, or no search would ever end")
         check_int(self.seed, "seed", minimum=0)
         for name in ("max_pp", "max_op", "num_workers"):
             check_int(getattr(self, name), name, minimum=1)

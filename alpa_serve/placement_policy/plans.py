@@ -47,7 +47,8 @@ class CapacityPlan:
     proven_minimum : int
         Fewest devices that the upper bound does not rule out.
     tried : tuple of SizeTried
-        Every number of devices that was searched or bounded, ascending; neither attainments nor bounds descend.
+        Every number of devices that was searched or bounded, ascending; neither attainments nor bounds descend. What
+        bounds a larger number bounds a smaller one.
     """
 
     num_devices: int
@@ -85,13 +86,13 @@ class ScaleTried:
     scale : float
     attainment : float or None
         SLO attainment of the best placement found for it; None if nothing was searched.
-    bound : float
-        SLO attainment that no placement exceeds.
+    bound : float or None
+        SLO attainment that no placement exceeds; None where it was not asked for.
     """
 
     scale: float
     attainment: float | None
-    bound: float
+    bound: float | None
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,16 @@ class ScalePlan:
         return f"{self.summary()}\n\n{self.placement}"
 
 
-def _table(title: str, rows: Iterable[tuple[str, float | None, float]], target: float) -> str:
+def _table(title: str, rows: Iterable[tuple[str, float | None, float | None]], target: float) -> str:
     """Write what was tried: (point, attainment, bound) each, with what follows from it."""
     lines = [f" {title:>10}   attains   at most"]
     for point, attainment, bound in rows:
         if attainment is not None and attainment >= target - ROUNDING:
             said = "   reached"
-        elif bound < target - ROUNDING:
+        elif bound is not None and bound < target - ROUNDING:
             said = "   impossible"
         else:
             said = ""
-        attained = "" if attainment is None else f"{attainment:.4f}"
-        lines.append(f" {point:>10}   {attained:>7}   {bound:>7.4f}{said}")
+        figures = ["" if figure is None else f"{figure:.4f}" for figure in (attainment, bound)]
+        lines.append(f" {point:>10}   {figures[0]:>7}   {figures[1]:>7}{said}".rstrip())
     return "\n".join(lines)

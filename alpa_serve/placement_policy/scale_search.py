@@ -29,6 +29,9 @@ _STEP_DOWN = 4.0
 _BOUND_DOUBLINGS = 4
 """How often the load is doubled to find one that the bound rules out, before anything is searched."""
 
+_BOUND_WIDTH = 1.05
+"""Relative width of the interval in which the load is left that the bound rules out: a bound takes long."""
+
 _JUST_ABOVE = 1 + 1e-6
 """Factor that tells a limit from what exceeds it."""
 
@@ -138,7 +141,7 @@ class ScaleSearch:
         assert self.reached is not None
         hardness, found = self.reached
         scale = self.problem.scale
-        ruled_out = [x for x, bound in self.bounds.items() if bound < self.problem.target - ROUNDING]
+        ruled_out = [x for x, bound in self.bounds.items() if self.is_below(bound)]
         tried = sorted(self.bounds.keys() | self.attained.keys(), key=scale)
         return ScalePlan(
             axis=self.problem.axis,
@@ -147,20 +150,29 @@ class ScaleSearch:
             attainment=found.attainment,
             target=self.problem.target,
             ruled_out=scale(min(ruled_out)) if ruled_out else None,
-            tried=tuple(ScaleTried(scale(x), self.attained.get(x), self.bounds.get(x, 1.0)) for x in tried),
+            tried=tuple(ScaleTried(scale(x), self.attained.get(x), self.bounds.get(x)) for x in tried),
         )
 
     # ---- what the bound says ----
 
     def is_ruled_out(self, hardness: float) -> bool:
-        """Tell whether the bound proves that the target is out of reach there."""
-        if hardness not in self.bounds:
-            problem = self.problem
-            evaluator = problem.point(hardness).evaluator
-            bound = self.upper_bound(evaluator.model_datas, problem.cluster_env, evaluator.workload, problem.rules)
-            self.bounds[hardness] = bound
-            self.report(SearchProgress(f"{problem.title(hardness)} attains at most {bound:.4f}", 0, 0))
-        return self.bounds[hardness] < self.problem.target - ROUNDING
+        """Tell whether the bound proves that the target is out of reach there, or at a milder scale."""
+        if any(other >= hardness and not self.is_below(bound) for other, bound in self.bounds.items()):
+            return False
+        if any(other <= hardness and self.is_below(bound) for other, bound in self.bounds.items()):
+            return True
+        problem = self.problem
+        title = problem.title(hardness)
+        self.report(SearchProgress(f"{title}: upper bound", 0, 0))
+        evaluator = problem.point(hardness).evaluator
+        bound = self.upper_bound(evaluator.model_datas, problem.cluster_env, evaluator.workload, problem.rules)
+        self.bounds[hardness] = bound
+        self.report(SearchProgress(f"{title} attains at most {bound:.4f}", 1, 1))
+        return self.is_below(bound)
+
+    def is_below(self, bound: float) -> bool:
+        """Tell whether a bound is below the target."""
+        return bound < self.problem.target - ROUNDING
 
     def bracket(self, limit: float) -> tuple[float, float]:
         """Return a hardness that the bound does not rule out, and one not much larger that it does (or infinity)."""
@@ -181,7 +193,7 @@ class ScaleSearch:
                 ruled_out = harder
                 break
             possible = harder
-        while math.isfinite(ruled_out) and possible * self.width < ruled_out:
+        while math.isfinite(ruled_out) and possible * max(self.width, _BOUND_WIDTH) < ruled_out:
             middle = math.sqrt(possible * ruled_out)
             if self.is_ruled_out(middle):
                 ruled_out = middle

@@ -119,6 +119,19 @@ def test_the_bound_rules_out_sizes_without_a_search_and_gives_the_proven_minimum
     assert tried[1].attainment is None
 
 
+def test_a_bound_is_asked_for_once_a_size_and_only_where_others_do_not_answer(identical):
+    asked = Counter()
+
+    def bound(model_datas, cluster_env, requests, rules):
+        asked[cluster_env.num_devices] += 1
+        return min(1.0, cluster_env.num_devices / 3)
+
+    plan = plan_capacity(*identical(5), 1.0, replace(CLUSTER, num_devices=8), upper_bound=bound)
+    assert (plan.num_devices, plan.proven_minimum) == (5, 3)
+    # not of the sizes between the proven minimum and the first, which are searched
+    assert asked == {8: 1, 4: 1, 2: 1, 3: 1}
+
+
 def test_a_bound_that_rules_out_all_is_an_error_with_its_figure(identical):
     with pytest.raises(InfeasiblePlacementError, match=r"on up to 16 devices .*at most 0\.5000 is possible"):
         plan_capacity(*identical(2), 1.0, CLUSTER, max_devices=16, upper_bound=lambda *_: 0.5)
@@ -248,6 +261,7 @@ def test_a_target_that_is_no_attainment_is_refused(target, identical):
         ({"time_budget": -1}, "time_budget"),
         ({"time_budget": float("nan")}, "time_budget"),
         ({"max_evaluations": -1}, "max_evaluations"),
+        ({"time_budget": float("inf")}, "needs max_evaluations"),
         ({"seed": -1}, "seed"),
         ({"max_pp": 0}, "max_pp"),
         ({"max_op": 0}, "max_op"),
@@ -321,7 +335,7 @@ def test_a_model_that_no_allowed_degree_serves_is_named(identical, profile_of):
 
 
 def test_a_target_not_reached_up_to_max_devices_says_what_was(identical):
-    with pytest.raises(SolverStoppedError, match=r"up to 4 devices.*best attains 0\.8000, at most 1\.0000 is possible"):
+    with pytest.raises(SolverStoppedError, match=r"up to 4 devices.*best attains 0\.8000; more is not proven"):
         plan_capacity(*identical(5), 1.0, CLUSTER, max_devices=4)
 
 

@@ -134,14 +134,15 @@ def test_the_bound_rules_out_scales_without_a_search(regular, classic):
         scale = 2 / float(np.diff(workload.arrivals).max())
         seen[round(scale, 9)] += 1
         assert model_datas[0].rate == pytest.approx(0.5 * scale)
-        return 1.0 if scale <= 1.5 else 0.9
+        return 1.0 if scale <= 2.2 else 0.9
 
     plan = highest_rate_scale(*regular(1), 1.0, CLUSTER, find=classic, upper_bound=bound)
-    assert 1.5 / 1.01**2 <= plan.scale <= 1.5
-    assert 1.5 < plan.ruled_out <= 1.5 * 1.01**2
+    # two devices share the only model
+    assert 2.2 / 1.05 <= plan.scale <= plan.ruled_out <= 2.2 * 1.05
     assert set(seen.values()) == {1}
     assert classic.calls == 1
-    assert re.search(r"^ +2 +0\.9000 +impossible$", str(plan), re.MULTILINE)
+    assert re.search(r"^ +4 +0\.9000 +impossible$", str(plan), re.MULTILINE)
+    assert all(point.bound is None or point.attainment is None or point.bound == 1 for point in plan.tried)
 
 
 def test_a_load_that_nothing_limits_ends_at_the_largest_scale(regular):
