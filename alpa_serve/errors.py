@@ -3,6 +3,8 @@
 Each message names the offending value, where it came from (model, file, line) and what would be right.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -57,6 +59,10 @@ class SearchInterrupted(KeyboardInterrupt):
         super().__init__("the search was stopped" + ("; no placement was found yet" if placement is None else ""))
         self.placement = placement
         self.evaluation = evaluation
+
+    def __reduce__(self) -> tuple[Callable[[], "SearchInterrupted"], tuple[()]]:
+        # exceptions are copied and sent to other processes by their positional arguments, of which this has none
+        return partial(type(self), **vars(self)), ()
 
 
 class PlanInterrupted(SearchInterrupted):

@@ -181,7 +181,7 @@ class ScaleSearch:
             ruled_out = limit * _JUST_ABOVE
         while self.is_ruled_out(possible):
             ruled_out = possible
-            possible /= 2
+            possible /= _STEP_DOWN
             if possible < 1 / LARGEST_FACTOR:
                 raise InfeasiblePlacementError(
                     f"an SLO attainment of {self.problem.target:g} cannot be reached at any {self.problem.axis} scale: "
