@@ -73,11 +73,11 @@ def make_chain(groups: Groups, seed: int) -> Chain:
 
 
 @compiled
-def start_chain(problem: SearchProblem, groups: Groups, chain: Chain, num_requests: int) -> None:
+def start_chain(problem: SearchProblem, groups: Groups, chain: Chain, num_requests: int, placed_value: float) -> None:
     """Evaluate the groups that a chain stands at, by the values of the moment, and take them for the best."""
     turns = np.arange(len(problem.turn)).astype(np.int32)
     count_good(problem, groups, turns, chain.value, -1.0, chain.num_good, chain.latency)
-    chain.score[0] = _score(chain.num_good, chain.latency, chain.value, groups, num_requests)
+    chain.score[0] = _score(chain.num_good, chain.latency, chain.value, groups, num_requests, placed_value)
     _note_unserved(problem, chain)
     _note_best(groups, chain)
 
@@ -88,8 +88,8 @@ def anneal(
     cluster: Cluster,
     groups: Groups,
     chain: Chain,
-    require_all: bool,
     num_requests: int,
+    placed_value: float,
     hot: float,
     cold: float,
     first: int,
@@ -101,10 +101,10 @@ def anneal(
     Parameters
     ----------
     problem, cluster, groups, chain
-    require_all : bool
-        Only placements that hold every model.
     num_requests : int
         Of the workload.
+    placed_value : float
+        What each model adds to the score if it is placed at all, whatever is served of it.
     hot, cold : float
         Temperature at the evaluations `first` and `end`, falling by equal factors: the loss of score that is taken with
         a chance of 1 in e.
@@ -125,7 +125,7 @@ def anneal(
         if outcome == SAME:
             groups.log_length[0] = 0
             continue
-        if outcome != CHANGED or (require_all and not _holds_all(groups)):
+        if outcome != CHANGED:
             undo(groups)
             continue
         progress = (chain.num_evaluations[0] - first) / max(end - first, 1)
@@ -138,13 +138,14 @@ def anneal(
         turns = all_turns if num_touched == len(all_turns) else turns_of_models(problem, touched, num_touched)
         # what the good requests of the touched models have to count, were their latency 0; a little less against
         # rounding
-        least = (needed - REPLICA_WEIGHT * groups.num_replicas.sum()) * num_requests - 1e-6
+        others = placed_value * (groups.num_replicas > 0).sum() + REPLICA_WEIGHT * groups.num_replicas.sum()
+        least = (needed - others) * num_requests - 1e-6
         for model in range(num_models):
             if not touched[model]:
                 least -= num_good[model] * chain.value[model]
         score = -np.inf
         if count_good(problem, groups, turns, chain.value, least, num_good, latency):
-            score = _score(num_good, latency, chain.value, groups, num_requests)
+            score = _score(num_good, latency, chain.value, groups, num_requests, placed_value)
         if score < needed:
             undo(groups)
             continue
@@ -164,21 +165,19 @@ def _score(
     value: NDArray[np.float64],
     groups: Groups,
     num_requests: int,
+    placed_value: float,
 ) -> float:
     count = 0.0
     seconds = 0.0
     replicas = 0
+    placed = 0
     for model in range(len(num_good)):
         count += num_good[model] * value[model]
         seconds += latency[model]
         replicas += groups.num_replicas[model]
+        placed += groups.num_replicas[model] > 0
     # in the same order as the evaluator's, for the same figure
-    return count / num_requests - seconds / num_requests / 10000 + replicas / 1e6
-
-
-@inlined
-def _holds_all(groups: Groups) -> bool:
-    return bool((groups.num_replicas > 0).all())
+    return count / num_requests - seconds / num_requests / 10000 + replicas / 1e6 + placed * placed_value
 
 
 @inlined
