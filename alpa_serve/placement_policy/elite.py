@@ -150,7 +150,7 @@ def _choose(
     # a little for few devices, so that ties leave room
     solution = milp(
         -counts + 1e-3 * sizes,
-        integrality=np.ones(len(islands)),
+        integrality=np.ones(len(islands), np.int64),
         bounds=Bounds(0, 1),
         constraints=constraints,
         options={"node_limit": _NODE_LIMIT},

@@ -15,7 +15,14 @@ from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.model_parallelism_search import ModelParallelismSearch, check_limits
 from alpa_serve.placement_policy.part_runner import NUM_THREADS, LocalRunner
 from alpa_serve.placement_policy.progress import SearchProgress, reporter
-from alpa_serve.placement_policy.search_parts import MixedProblem, Part, PreparedProblem, possible_configs, run_part
+from alpa_serve.placement_policy.search_parts import (
+    MixedProblem,
+    Part,
+    PreparedProblem,
+    compile_kernels,
+    possible_configs,
+    run_part,
+)
 from alpa_serve.placement_policy.training import workload_or_training
 from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.validation import check_int, check_real
@@ -144,6 +151,7 @@ class MixedParallelismSearch(BasePlacementPolicy):
         SearchInterrupted
             On Ctrl-C; the best placement so far is attached.
         """
+        compile_kernels(self.rules)
         began = time.monotonic()
         workload = workload_or_training(train_workload, model_datas)
         if not len(workload):
@@ -213,7 +221,6 @@ class MixedParallelismSearch(BasePlacementPolicy):
         report = reporter(self.verbose, self.callback)
         budget = self.max_evaluations
         prepared = PreparedProblem(problem, evaluator)
-        _compile(prepared, elite)
         pause = time.monotonic()
         done = rounds = 0
         with self._runner(problem, prepared) as runner:
@@ -237,10 +244,10 @@ class MixedParallelismSearch(BasePlacementPolicy):
                         results[position] = result
                 finally:
                     # also when it is stopped: in the order of the parts, whichever came first
-                    for result in results:
-                        if result is not None:
-                            done += result.num_evaluations
-                            elite.add(result.placement)
+                    for ended in results:
+                        if ended is not None:
+                            done += ended.num_evaluations
+                            elite.add(ended.placement)
                 elite.combine(problem.cluster_env)
                 rounds += 1
                 num_parallel = NUM_THREADS if self.num_workers == 1 else self.num_workers
@@ -285,11 +292,6 @@ class MixedParallelismSearch(BasePlacementPolicy):
                 )
             )
         return parts
-
-
-def _compile(prepared: PreparedProblem, elite: Elite) -> None:
-    """Have the kernels compiled, if they are not yet."""
-    run_part(prepared, Part(elite.placements[0], 0, 1, 1e-6, 1e-6, 0.0, math.inf), lambda: False)
 
 
 def _evaluations_per_second(prepared: PreparedProblem, elite: Elite, deadline: float) -> float:

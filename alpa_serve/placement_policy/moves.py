@@ -92,7 +92,7 @@ def uniform(random: NDArray[np.uint64]) -> float:
 @inlined
 def below(random: NDArray[np.uint64], number: int) -> int:
     """Draw a whole number from 0 to `number` - 1."""
-    return np.int64(uniform(random) * number)
+    return int(uniform(random) * number)
 
 
 @compiled
@@ -393,10 +393,10 @@ def _are_neighbours(problem: SearchProblem, cluster: Cluster, groups: Groups, sl
     size, other_size = problem.num_devices[groups.config[slot]], problem.num_devices[groups.config[other]]
     node, other_node = groups.node[slot], groups.node[other]
     if node == other_node:
-        return size + other_size <= cluster.per_node
+        return bool(size + other_size <= cluster.per_node)
     whole = size % cluster.per_node == 0 and other_size % cluster.per_node == 0
     beside = node + size // cluster.per_node == other_node or other_node + other_size // cluster.per_node == node
-    return whole and beside
+    return bool(whole and beside)
 
 
 @compiled

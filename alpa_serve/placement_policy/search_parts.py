@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.placement import ModelPlacement
+from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
 from alpa_serve.placement_policy.annealing import anneal, make_chain, start_chain
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
+from alpa_serve.placement_policy.greedy import fill_greedily
 from alpa_serve.placement_policy.moves import make_cluster
+from alpa_serve.profiles.result import PrefillDecode
+from alpa_serve.profiling import ParallelConfig, ProfilingResult
+from alpa_serve.simulator.columnar_workload import Workload
 from alpa_serve.simulator.groups import FREE, make_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from alpa_serve.placement import ClusterEnv, ModelData
+    from numpy.typing import NDArray
+
     from alpa_serve.placement_policy.annealing import Chain
     from alpa_serve.placement_policy.part_runner import Stopped
-    from alpa_serve.profiling import ParallelConfig
     from alpa_serve.scheduling import ServingRules
-    from alpa_serve.simulator.columnar_workload import Workload
     from alpa_serve.simulator.groups import Groups
 
 PLACED_VALUE = 10.0
@@ -179,11 +184,12 @@ def run_part(prepared: PreparedProblem, part: Part, stopped: Stopped) -> PartRes
     return PartResult(prepared.best_of(chain), int(chain.num_evaluations[0]))
 
 
-def _noisy_values(prepared: PreparedProblem, part: Part) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _noisy_values(prepared: PreparedProblem, part: Part) -> NDArray[np.float64]:
     """Return what a good request of each model counts in the first half of a chain; 1 on average."""
     requests = np.diff(prepared.arrays.first_request)
-    values = np.exp(part.noise * np.random.default_rng(part.seed).standard_normal(len(requests)))
-    return values * (requests.sum() / max((values * requests).sum(), 1e-300))
+    values: NDArray[np.float64] = np.exp(part.noise * np.random.default_rng(part.seed).standard_normal(len(requests)))
+    values *= requests.sum() / max(float((values * requests).sum()), 1e-300)
+    return values
 
 
 def possible_configs(
@@ -200,3 +206,18 @@ def possible_configs(
         and config.num_devices <= cluster_env.num_devices
         and cluster_env.can_hold([config.num_devices])
     )
+
+
+@cache
+def compile_kernels(rules: ServingRules) -> None:
+    """Have everything compiled that a search under `rules` runs, if that was not done before, by one of no size."""
+    config = ParallelConfig(1, 1, 1)
+    profile = ProfilingResult("model")
+    profile.add_result(config, 1, [1.0], [0.0], [1.0], prefill_decode=PrefillDecode(1.0, 0.0, None))
+    models = [ModelData("model", 1.0, 1.0, 1.0, profile)]
+    workload = Workload.from_columns([0.0], [0], ["model"], [1.0], input_tokens=[1], output_tokens=[1])
+    problem = MixedProblem(models, ClusterEnv(1, 1.0), workload, rules, (config,), False)
+    prepared = PreparedProblem(problem)
+    placement = fill_greedily(ModelPlacement([config], [[]]), problem.cluster_env, prepared.evaluator)
+    prepared.evaluator.evaluate(placement)
+    run_part(prepared, Part(placement, 0, 1, 1.0, 1.0, 0.0, math.inf), lambda: False)

@@ -167,7 +167,7 @@ def _note_model(difference: Difference, model: int, change: int) -> None:
 @compiled
 def find_difference(
     problem: SearchProblem, groups: Groups, record: Record, difference: Difference, most: int
-) -> tuple[int, float]:
+) -> tuple[int, int, float]:
     """Find which requests fare differently from the record under the changed `groups`.
 
     Parameters
