@@ -122,8 +122,8 @@ class SearchSettings:
 BOUND_TIME_S = 3.0
 """For each bound, of which a plan may need many."""
 
-BOUND_VISITS = 20_000_000
-"""Requests that a bound looks at in about that time."""
+BOUND_VISITS = 5_000_000
+"""Requests that a bound looks at where it is not to depend on the speed of the machine."""
 
 
 @dataclass(frozen=True, eq=False)

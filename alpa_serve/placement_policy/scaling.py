@@ -78,8 +78,9 @@ def highest_rate_scale(
         Called with a SearchProgress; what it raises ends the search.
     find : callable, optional
         Searches the placement at each scale, in place of the search that the other arguments describe.
-    upper_bound : callable
-        Bounds the attainment at each scale.
+    upper_bound : callable, optional
+        Bounds the attainment at each scale, in place of
+        :func:`~alpa_serve.placement_policy.upper_bound.placement_upper_bound` for a few seconds.
 
     Returns
     -------
