@@ -208,11 +208,8 @@ def main():
     show("Golden problems, AlpaServe's rules", golden_problems(), options)
     if options.quick:
         return
-    show(
-        "Four large models on 8 x 48 GiB, MaverIQ's rules, SLO factor 5, recorded arrivals",
-        recorded_problems(),
-        options,
-    )
+    title = "Four large models on 8 x 48 GiB, MaverIQ's rules, SLO factor 5, "
+    show(title + "recorded arrivals", recorded_problems(), options)
     show(title + "shipped traces", traced_problems(), options)
     if options.scaling:
         sizes = [(64, 100_000), (128, 150_000), (256, 300_000)]
