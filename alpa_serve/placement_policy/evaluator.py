@@ -150,7 +150,9 @@ class PlacementEvaluator:
 
     def search_problem(self, configs: Sequence[ParallelConfig]) -> SearchProblem:
         """Return the problem in the form of the compiled searches; config ids are positions in `configs`."""
-        weights = np.stack([self.weights(config) for config in configs], axis=1)
+        weights = np.empty((len(self._models), len(configs)))
+        for column, config in enumerate(configs):
+            weights[:, column] = self.weights(config)
         if self._problem is None:
             self._problem = search_problem(self._models, self._requests, configs, weights)
             return self._problem
@@ -165,6 +167,9 @@ class PlacementEvaluator:
         """Return a simulation of `start` (normalised) to which replicas can be added one by one."""
         configs = sorted(set(start.group_configs))
         problem = self.search_problem(configs)
+        # a replica that its profile rules out serves nothing, which only a whole simulation knows
+        rules_out = [set(np.flatnonzero(np.isinf(self.weights(config))).tolist()) for config in start.group_configs]
+        all_serve = all(map(set.isdisjoint, rules_out, start.group_models))
 
         def resimulate(config_ids: list[int], models: list[list[int]]) -> tuple[NDArray[Any], float, NDArray[Any]]:
             evaluation = self.evaluate(ModelPlacement([configs[c] for c in config_ids], models))
@@ -175,7 +180,7 @@ class PlacementEvaluator:
             problem,
             [configs.index(config) for config in start.group_configs],
             start.group_models,
-            None if self.follows_changes else resimulate,
+            None if self.follows_changes and all_serve else resimulate,
         )
 
     def score(self, num_good: int, latency_sum: float, num_replicas: int) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alpa_serve.simulator.compiled import compiled, inlined
-from alpa_serve.simulator.groups import is_config_change, is_replica_change, resort_slots
+from alpa_serve.simulator.groups import is_replica_change, resort_slots
 from alpa_serve.simulator.recorded import (
     ADMITTED,
     MET,
@@ -51,8 +51,6 @@ class Difference(NamedTuple):
         What changed for each model.
     changed_models : ndarray of int64, shape (num_models,)
     num_changed : ndarray of int64, shape (1,)
-    renewed : ndarray of bool, shape (num_slots,)
-        Groups that are others than those on record.
     differs : ndarray of bool, shape (num_slots,)
         Groups whose clocks differ from the record at the moment.
     recorded, actual : ndarray of float64, shape (num_slots, max_stages + 1)
@@ -83,7 +81,6 @@ class Difference(NamedTuple):
     change: NDArray[np.uint8]
     changed_models: NDArray[np.int64]
     num_changed: NDArray[np.int64]
-    renewed: NDArray[np.bool_]
     differs: NDArray[np.bool_]
     recorded: NDArray[np.float64]
     actual: NDArray[np.float64]
@@ -112,7 +109,6 @@ def make_difference(num_requests: int, num_slots: int, num_models: int, max_stag
         change=np.zeros(num_models, np.uint8),
         changed_models=np.zeros(num_models, np.int64),
         num_changed=np.zeros(1, np.int64),
-        renewed=np.zeros(num_slots, np.bool_),
         differs=np.zeros(num_slots, np.bool_),
         recorded=np.zeros((num_slots, max_stages + 1)),
         actual=np.zeros((num_slots, max_stages + 1)),
@@ -138,12 +134,13 @@ def make_difference(num_requests: int, num_slots: int, num_models: int, max_stag
 
 @compiled
 def note_changes(groups: Groups, difference: Difference) -> None:
-    """Take from the log of `groups` which models and groups changed."""
+    """Take from the log of `groups` which models are in other groups now.
+
+    A group that was renewed, or freed, held no model at that moment: all that it held or holds have changed, so all
+    requests that it ever had to do with are looked at, and what its clocks were and are is seen from them.
+    """
     for k in range(groups.log_length[0]):
-        slot = groups.log[k, 1]
-        if is_config_change(groups, k):
-            difference.renewed[slot] = True
-        elif is_replica_change(groups, k):
+        if is_replica_change(groups, k):
             _note_model(difference, groups.log[k, 2], _CHANGED)
 
 
@@ -167,7 +164,7 @@ def _note_model(difference: Difference, model: int, change: int) -> None:
 @compiled
 def find_difference(
     problem: SearchProblem, groups: Groups, record: Record, difference: Difference, most: int
-) -> tuple[int, float]:
+) -> tuple[int, int, float]:
     """Find which requests fare differently from the record under the changed `groups`.
 
     Parameters
@@ -201,7 +198,7 @@ def find_difference(
     by_turn = problem.by_turn
     first_entry, num_entries = record.first_entry, record.num_entries
     log_turn, log_busy, passed = record.log_turn, record.log_busy, difference.passed
-    differs, renewed = difference.differs, difference.renewed
+    differs = difference.differs
     recorded, actual = difference.recorded, difference.actual
     change, num_differing = difference.change, difference.num_differing
     next_turn, position = difference.next_turn, difference.position
@@ -217,17 +214,7 @@ def find_difference(
     length = 0
     num_good = 0
     latency_sum = 0.0
-    for slot in range(len(renewed)):
-        passed[slot] = 0
-        if renewed[slot]:
-            _touch(difference.slot_touched, difference.touched_slots, difference.num_touched, 0, slot)
-            differs[slot] = True
-            for k in range(columns):
-                actual[slot, k] = 0.0
-            for k in range(num_models[slot]):
-                model = models[slot, k]
-                _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, model)
-                num_differing[model] += 1
+    passed[:] = 0
     for k in range(difference.num_changed[0]):
         model = difference.changed_models[k]
         _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, model)
@@ -332,7 +319,7 @@ def find_difference(
         is_in, was_in = flags & ADMITTED, old_flags & ADMITTED
         is_same = is_in == was_in
         num_became = 0
-        if is_in and was_in and slot == old_slot and not renewed[slot]:
+        if is_in and was_in and slot == old_slot:
             for k in range(columns):
                 is_same = is_same and ends[k] == state[i, k]
             for k in range(columns):
@@ -342,7 +329,7 @@ def find_difference(
                 became[0] = slot
                 num_became = 1
         else:
-            if was_in and not renewed[old_slot]:
+            if was_in:
                 found = -1
                 if not differs[old_slot]:
                     there = num_admitted_before(first_entry, num_entries, log_turn, old_slot, turn, passed[old_slot])
@@ -365,7 +352,7 @@ def find_difference(
                         recorded[slot, k] = before[k]
                     actual[slot, k] = ends[k]
                     equal = equal and recorded[slot, k] == ends[k]
-                if equal == differs[slot] and not renewed[slot]:
+                if equal == differs[slot]:
                     became[num_became] = slot
                     num_became += 1
             is_same = is_same and not is_in
@@ -427,7 +414,6 @@ def forget(groups: Groups, difference: Difference) -> None:
         slot = difference.touched_slots[k]
         difference.slot_touched[slot] = False
         difference.differs[slot] = False
-        difference.renewed[slot] = False
     for k in range(difference.num_touched[1]):
         model = difference.touched_models[k]
         difference.model_touched[model] = False
@@ -438,8 +424,6 @@ def forget(groups: Groups, difference: Difference) -> None:
         difference.heap_place[model] = -1
     for k in range(difference.num_changed[0]):
         difference.change[difference.changed_models[k]] = _UNCHANGED
-    for k in range(groups.log_length[0]):
-        difference.renewed[groups.log[k, 1]] = False
     difference.num_changed[0] = 0
     difference.num_touched[:] = 0
     difference.heap_size[0] = 0
@@ -577,7 +561,7 @@ def _first_after(
             low = middle + 1
         else:
             high = middle
-    return low
+    return int(low)
 
 
 @inlined

@@ -141,7 +141,7 @@ def token_seconds(
     input_rate: float, further_rate: float, input_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64], i: int
 ) -> float:
     """Return the seconds that the tokens of request `i` take on each stage."""
-    return input_rate * input_tokens[i] + further_rate * max(output_tokens[i] - 1, 0)
+    return float(input_rate * input_tokens[i] + further_rate * max(output_tokens[i] - 1, 0))
 
 
 @compiled

@@ -126,9 +126,7 @@ def with_configs(
     return problem._replace(**_costs(models, configs, weights))
 
 
-def _costs(
-    models: ModelTable, configs: Sequence[ParallelConfig], weights: NDArray[np.float64]
-) -> dict[str, NDArray[Any]]:
+def _costs(models: ModelTable, configs: Sequence[ParallelConfig], weights: NDArray[np.float64]) -> dict[str, Any]:
     max_stages = max([config.pp for config in configs], default=1)
     shape = len(models), len(configs)
     latency = np.zeros((*shape, max_stages))
