@@ -27,6 +27,7 @@ from alpa_serve.simulator.recorded import (
     time_request,
     token_seconds,
 )
+from alpa_serve.simulator.search_problem import BLOCK, num_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 _UNCHANGED, _REORDERED, _CHANGED = 0, 1, 2
 """Whether a model's groups are as recorded, in another order of rank, or others."""
 
-_NEVER = np.int64(2**62)
 _LAST_TURN = np.int64(2**31 - 1)
 
 
@@ -57,19 +57,10 @@ class Difference(NamedTuple):
         Clocks of those groups on record and in fact.
     passed : ndarray of int64, shape (num_slots,)
         Requests that each group admitted, on record, up to where it was last looked at.
-    num_differing : ndarray of int64, shape (num_models,)
-        Groups of each model whose clocks differ.
-    position : ndarray of int64, shape (num_models,)
-        Next request of each model to look at; -1 if none was looked at.
-    next_turn : ndarray of int64, shape (num_models,)
-        Its turn.
-    heap, heap_place : ndarray of int64, shape (num_models,)
-        Models by their next turn, and the place of each there; -1 if it is not.
-    heap_size : ndarray of int64, shape (1,)
-    slot_touched, model_touched : ndarray of bool
-    touched_slots, touched_models : ndarray of int64
-        What has to be cleaned up afterwards.
-    num_touched : ndarray of int64, shape (2,)
+    num_reasons : ndarray of int32, shape (num_models,)
+        Why requests of each model have to be looked at: its groups whose clocks differ, and one more if they changed.
+    watched : ndarray of int64, shape (num_words,)
+        The models that there is a reason for, as in :attr:`SearchProblem.models_of_block`.
     request : ndarray of int64, shape (n,)
         Requests that fare differently, in the order of their arrivals.
     group : ndarray of int32, shape (n,)
@@ -85,17 +76,8 @@ class Difference(NamedTuple):
     recorded: NDArray[np.float64]
     actual: NDArray[np.float64]
     passed: NDArray[np.int64]
-    num_differing: NDArray[np.int64]
-    next_turn: NDArray[np.int64]
-    position: NDArray[np.int64]
-    heap: NDArray[np.int64]
-    heap_place: NDArray[np.int64]
-    heap_size: NDArray[np.int64]
-    slot_touched: NDArray[np.bool_]
-    model_touched: NDArray[np.bool_]
-    touched_slots: NDArray[np.int64]
-    touched_models: NDArray[np.int64]
-    num_touched: NDArray[np.int64]
+    num_reasons: NDArray[np.int32]
+    watched: NDArray[np.int64]
     request: NDArray[np.int64]
     group: NDArray[np.int32]
     flags: NDArray[np.uint8]
@@ -113,17 +95,8 @@ def make_difference(num_requests: int, num_slots: int, num_models: int, max_stag
         recorded=np.zeros((num_slots, max_stages + 1)),
         actual=np.zeros((num_slots, max_stages + 1)),
         passed=np.zeros(num_slots, np.int64),
-        num_differing=np.zeros(num_models, np.int64),
-        next_turn=np.full(num_models, _NEVER),
-        position=np.full(num_models, -1, np.int64),
-        heap=np.zeros(num_models, np.int64),
-        heap_place=np.full(num_models, -1, np.int64),
-        heap_size=np.zeros(1, np.int64),
-        slot_touched=np.zeros(num_slots, np.bool_),
-        model_touched=np.zeros(num_models, np.bool_),
-        touched_slots=np.zeros(num_slots, np.int64),
-        touched_models=np.zeros(num_models, np.int64),
-        num_touched=np.zeros(2, np.int64),
+        num_reasons=np.zeros(num_models, np.int32),
+        watched=np.zeros(num_words(num_models), np.int64),
         request=np.zeros(num_requests, np.int64),
         group=np.zeros(num_requests, np.int32),
         flags=np.zeros(num_requests, np.uint8),
@@ -191,18 +164,15 @@ def find_difference(
     arrivals, slos, draws = problem.arrivals, problem.slos, problem.draws
     input_tokens, output_tokens, token_rates = problem.input_tokens, problem.output_tokens, problem.token_rates
     profile, stages_of = problem.latency, problem.num_stages
-    first_request, turns = problem.first_request, problem.turn
+    by_turn, model_by_turn, models_of_block = problem.by_turn, problem.model_by_turn, problem.models_of_block
     configs, slots, num_replicas = groups.config, groups.slots, groups.num_replicas
     models, num_models = groups.models, groups.num_models
     old_groups, old_flags_of, state = record.group, record.flags, record.state
-    by_turn = problem.by_turn
     first_entry, num_entries = record.first_entry, record.num_entries
     log_turn, log_busy, passed = record.log_turn, record.log_busy, difference.passed
     differs = difference.differs
     recorded, actual = difference.recorded, difference.actual
-    change, num_differing = difference.change, difference.num_differing
-    next_turn, position = difference.next_turn, difference.position
-    heap, heap_place, heap_size = difference.heap, difference.heap_place, difference.heap_size
+    change, num_reasons, watched = difference.change, difference.num_reasons, difference.watched
     out_request, out_group, out_flags = difference.request, difference.group, difference.flags
     out_state = difference.state
     columns = state.shape[1]
@@ -216,193 +186,160 @@ def find_difference(
     latency_sum = 0.0
     passed[:] = 0
     for k in range(difference.num_changed[0]):
-        model = difference.changed_models[k]
-        _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, model)
-        _go_on(
-            first_request,
-            turns,
-            old_flags_of,
-            kind.at_random,
-            change,
-            num_differing,
-            next_turn,
-            position,
-            heap,
-            heap_place,
-            heap_size,
-            model,
-        )
+        _watch(num_reasons, watched, difference.changed_models[k])
     looked_at = 0
-    while heap_size[0]:
-        model = heap[0]
-        i = position[model]
-        turn = next_turn[model]
-        if change[model] == _UNCHANGED and num_differing[model] == 0:
-            # its groups are as recorded again
-            _leave_heap(heap, heap_place, heap_size, next_turn, model)
+    for block in range(len(models_of_block)):
+        watched_here = 0
+        for k in range(len(watched)):
+            watched_here |= models_of_block[block, k] & watched[k]
+        if not watched_here:
             continue
-        looked_at += 1
-        if looked_at > most:
-            return -1, 0, 0.0
-        # where it goes, as record_all decides
-        flags = 0
-        slot = -1
-        count = num_replicas[model]
-        if kind.at_random and count:
-            slot = slots[model, int(draws[i] * count)]
-        else:
-            earliest = np.inf
-            for k in range(count):
-                other = slots[model, k]
-                until = 0.0
-                if differs[other]:
-                    until = actual[other, stages_of[configs[other]] - 1]
-                else:
-                    there = num_admitted_before(first_entry, num_entries, log_turn, other, turn, passed[other])
-                    passed[other] = there
-                    if there:
-                        until = log_busy[first_entry[other] + there - 1]
-                if slot < 0 or until < earliest:
-                    earliest = until
-                    slot = other
-                    flags = 0
-                elif until == earliest:
-                    flags = TIED
-        # how it fares there
-        latency = 0.0
-        arrival = arrivals[i]
-        if slot >= 0:
-            config = configs[slot]
-            num_stages = stages_of[config]
-            if differs[slot]:
-                for k in range(columns):
-                    before[k] = actual[slot, k]
-            else:
-                there = num_admitted_before(first_entry, num_entries, log_turn, slot, turn, passed[slot])
-                passed[slot] = there
-                found = by_turn[log_turn[first_entry[slot] + there - 1]] if there else -1
-                for k in range(columns):
-                    before[k] = state[found, k] if found >= 0 else 0.0
-            for k in range(num_stages):
-                latency_here[k] = profile[model, config, k]
-            extra = 0.0
-            if kind.by_tokens:
-                extra = token_seconds(
-                    token_rates[model, config, 0], token_rates[model, config, 1], input_tokens, output_tokens, i
-                )
-            begin = time_request(
-                arrival,
-                extra,
-                before,
-                before[last],
-                latency_here,
-                num_stages,
-                kind.exclusive,
-                kind.has_delays,
-                problem.dispatch_interval,
-                problem.idle_after,
-                problem.idle_penalty,
-                ends,
-            )
-            for k in range(num_stages, last):
-                ends[k] = before[k]
-            ends[last] = begin
-            latency = ends[num_stages - 1] + problem.overhead - arrival
-            met = latency <= slos[i]
-            if met or kind.admits_all:
-                flags |= ADMITTED
-                if met:
-                    flags |= MET
-        # what that makes different: groups whose clocks are now other than recorded, or as recorded again
-        old_slot = old_groups[i]
-        old_flags = old_flags_of[i]
-        is_in, was_in = flags & ADMITTED, old_flags & ADMITTED
-        is_same = is_in == was_in
-        num_became = 0
-        if is_in and was_in and slot == old_slot:
-            for k in range(columns):
-                is_same = is_same and ends[k] == state[i, k]
-            for k in range(columns):
-                recorded[slot, k] = state[i, k]
-                actual[slot, k] = ends[k]
-            if is_same == differs[slot]:
-                became[0] = slot
-                num_became = 1
-        else:
-            if was_in:
-                found = -1
-                if not differs[old_slot]:
-                    there = num_admitted_before(first_entry, num_entries, log_turn, old_slot, turn, passed[old_slot])
-                    passed[old_slot] = there
-                    if there:
-                        found = by_turn[log_turn[first_entry[old_slot] + there - 1]]
-                equal = True
-                for k in range(columns):
-                    if not differs[old_slot]:
-                        actual[old_slot, k] = state[found, k] if found >= 0 else 0.0
-                    recorded[old_slot, k] = state[i, k]
-                    equal = equal and actual[old_slot, k] == recorded[old_slot, k]
-                if equal == differs[old_slot]:
-                    became[0] = old_slot
-                    num_became = 1
-            if is_in:
-                equal = True
-                for k in range(columns):
-                    if not differs[slot]:
-                        recorded[slot, k] = before[k]
-                    actual[slot, k] = ends[k]
-                    equal = equal and recorded[slot, k] == ends[k]
-                if equal == differs[slot]:
-                    became[num_became] = slot
-                    num_became += 1
-            is_same = is_same and not is_in
-        for b in range(num_became):
-            turned = became[b]
-            differs[turned] = not differs[turned]
-            if not differs[turned]:
-                for k in range(num_models[turned]):
-                    num_differing[models[turned, k]] -= 1
+        for turn in range(block * BLOCK, min((block + 1) * BLOCK, len(by_turn))):
+            model = model_by_turn[turn]
+            if num_reasons[model] == 0:
                 continue
-            _touch(difference.slot_touched, difference.touched_slots, difference.num_touched, 0, turned)
-            for k in range(num_models[turned]):
-                other_model = models[turned, k]
-                num_differing[other_model] += 1
-                if num_differing[other_model] > 1 or change[other_model] == _CHANGED:
-                    continue
-                _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, other_model)
-                if other_model == model:
-                    continue
-                place = _first_after(first_request, turns, other_model, turn, position[other_model])
-                if place < first_request[other_model + 1] and turns[place] < next_turn[other_model]:
-                    position[other_model] = place
-                    _put_in_heap(heap, heap_place, heap_size, next_turn, other_model, turns[place])
-        if flags != old_flags or slot != old_slot or not is_same:
-            out_request[length] = i
-            out_group[length] = slot
-            out_flags[length] = flags
-            if is_in:
+            i = by_turn[turn]
+            old_flags = old_flags_of[i]
+            if change[model] == _REORDERED and num_reasons[model] == 1 and not (kind.at_random or old_flags & TIED):
+                # ranks decide ties only
+                continue
+            looked_at += 1
+            if looked_at > most:
+                return -1, 0, 0.0
+            # where it goes, as record_all decides
+            flags = 0
+            slot = -1
+            count = num_replicas[model]
+            if kind.at_random and count:
+                slot = slots[model, int(draws[i] * count)]
+            else:
+                earliest = np.inf
+                for k in range(count):
+                    other = slots[model, k]
+                    until = 0.0
+                    if differs[other]:
+                        until = actual[other, stages_of[configs[other]] - 1]
+                    else:
+                        there = num_admitted_before(first_entry, num_entries, log_turn, other, turn, passed[other])
+                        passed[other] = there
+                        if there:
+                            until = log_busy[first_entry[other] + there - 1]
+                    if slot < 0 or until < earliest:
+                        earliest = until
+                        slot = other
+                        flags = 0
+                    elif until == earliest:
+                        flags = TIED
+            # how it fares there
+            latency = 0.0
+            arrival = arrivals[i]
+            if slot >= 0:
+                config = configs[slot]
+                num_stages = stages_of[config]
+                if differs[slot]:
+                    for k in range(columns):
+                        before[k] = actual[slot, k]
+                else:
+                    there = num_admitted_before(first_entry, num_entries, log_turn, slot, turn, passed[slot])
+                    passed[slot] = there
+                    found = by_turn[log_turn[first_entry[slot] + there - 1]] if there else -1
+                    for k in range(columns):
+                        before[k] = state[found, k] if found >= 0 else 0.0
+                for k in range(num_stages):
+                    latency_here[k] = profile[model, config, k]
+                extra = 0.0
+                if kind.by_tokens:
+                    extra = token_seconds(
+                        token_rates[model, config, 0], token_rates[model, config, 1], input_tokens, output_tokens, i
+                    )
+                begin = time_request(
+                    arrival,
+                    extra,
+                    before,
+                    before[last],
+                    latency_here,
+                    num_stages,
+                    kind.exclusive,
+                    kind.has_delays,
+                    problem.dispatch_interval,
+                    problem.idle_after,
+                    problem.idle_penalty,
+                    ends,
+                )
+                for k in range(num_stages, last):
+                    ends[k] = before[k]
+                ends[last] = begin
+                latency = ends[num_stages - 1] + problem.overhead - arrival
+                met = latency <= slos[i]
+                if met or kind.admits_all:
+                    flags |= ADMITTED
+                    if met:
+                        flags |= MET
+            # what that makes different: groups whose clocks are now other than recorded, or as recorded again
+            old_slot = old_groups[i]
+            is_in, was_in = flags & ADMITTED, old_flags & ADMITTED
+            is_same = is_in == was_in
+            num_became = 0
+            if is_in and was_in and slot == old_slot:
                 for k in range(columns):
-                    out_state[length, k] = ends[k]
-            length += 1
-            num_good += ((flags & MET) != 0) - ((old_flags & MET) != 0)
-            if is_in:
-                latency_sum += rounded_seconds(latency)
-            if was_in:
-                latency_sum -= _recorded_latency(state, columns, i, problem.overhead, arrival)
-        _go_on(
-            first_request,
-            turns,
-            old_flags_of,
-            kind.at_random,
-            change,
-            num_differing,
-            next_turn,
-            position,
-            heap,
-            heap_place,
-            heap_size,
-            model,
-        )
+                    is_same = is_same and ends[k] == state[i, k]
+                for k in range(columns):
+                    recorded[slot, k] = state[i, k]
+                    actual[slot, k] = ends[k]
+                if is_same == differs[slot]:
+                    became[0] = slot
+                    num_became = 1
+            else:
+                if was_in:
+                    found = -1
+                    if not differs[old_slot]:
+                        there = num_admitted_before(
+                            first_entry, num_entries, log_turn, old_slot, turn, passed[old_slot]
+                        )
+                        passed[old_slot] = there
+                        if there:
+                            found = by_turn[log_turn[first_entry[old_slot] + there - 1]]
+                    equal = True
+                    for k in range(columns):
+                        if not differs[old_slot]:
+                            actual[old_slot, k] = state[found, k] if found >= 0 else 0.0
+                        recorded[old_slot, k] = state[i, k]
+                        equal = equal and actual[old_slot, k] == recorded[old_slot, k]
+                    if equal == differs[old_slot]:
+                        became[0] = old_slot
+                        num_became = 1
+                if is_in:
+                    equal = True
+                    for k in range(columns):
+                        if not differs[slot]:
+                            recorded[slot, k] = before[k]
+                        actual[slot, k] = ends[k]
+                        equal = equal and recorded[slot, k] == ends[k]
+                    if equal == differs[slot]:
+                        became[num_became] = slot
+                        num_became += 1
+                is_same = is_same and not is_in
+            for b in range(num_became):
+                turned = became[b]
+                differs[turned] = not differs[turned]
+                for k in range(num_models[turned]):
+                    if differs[turned]:
+                        _watch(num_reasons, watched, models[turned, k])
+                    else:
+                        _stop_watching(num_reasons, watched, models[turned, k])
+            if flags != old_flags or slot != old_slot or not is_same:
+                out_request[length] = i
+                out_group[length] = slot
+                out_flags[length] = flags
+                if is_in:
+                    for k in range(columns):
+                        out_state[length, k] = ends[k]
+                length += 1
+                num_good += ((flags & MET) != 0) - ((old_flags & MET) != 0)
+                if is_in:
+                    latency_sum += rounded_seconds(latency)
+                if was_in:
+                    latency_sum -= _recorded_latency(state, columns, i, problem.overhead, arrival)
     difference.length[0] = length
     return looked_at, num_good, latency_sum
 
@@ -410,23 +347,12 @@ def find_difference(
 @compiled
 def forget(groups: Groups, difference: Difference) -> None:
     """Forget a difference and the changes noted, and empty the log of `groups`."""
-    for k in range(difference.num_touched[0]):
-        slot = difference.touched_slots[k]
-        difference.slot_touched[slot] = False
-        difference.differs[slot] = False
-    for k in range(difference.num_touched[1]):
-        model = difference.touched_models[k]
-        difference.model_touched[model] = False
-        difference.change[model] = _UNCHANGED
-        difference.num_differing[model] = 0
-        difference.next_turn[model] = _NEVER
-        difference.position[model] = -1
-        difference.heap_place[model] = -1
+    difference.differs[:] = False
+    difference.num_reasons[:] = 0
+    difference.watched[:] = 0
     for k in range(difference.num_changed[0]):
         difference.change[difference.changed_models[k]] = _UNCHANGED
     difference.num_changed[0] = 0
-    difference.num_touched[:] = 0
-    difference.heap_size[0] = 0
     difference.length[0] = 0
     groups.log_length[0] = 0
 
@@ -540,131 +466,16 @@ def _recorded_latency(state: NDArray[np.float64], columns: int, i: int, overhead
 
 
 @inlined
-def _first_after(
-    first_request: NDArray[np.int64], turns: NDArray[np.int32], model: int, turn: int, position: int
-) -> int:
-    """Return the first request of a model after a turn, searching from an earlier one."""
-    end = first_request[model + 1]
-    low = first_request[model]
-    high = end
-    if position >= low and turns[position] <= turn:
-        # the next one is likely near
-        low = position + 1
-        step = 1
-        while low + step < end and turns[low + step] <= turn:
-            low += step
-            step *= 2
-        high = min(low + step, end)
-    while low < high:
-        middle = (low + high) // 2
-        if turns[middle] <= turn:
-            low = middle + 1
-        else:
-            high = middle
-    return int(low)
+def _watch(num_reasons: NDArray[np.int32], watched: NDArray[np.int64], model: int) -> None:
+    """Add a reason to look at the requests of a model."""
+    num_reasons[model] += 1
+    if num_reasons[model] == 1:
+        watched[model >> 6] |= 1 << (model & 63)
 
 
 @inlined
-def _go_on(
-    first_request: NDArray[np.int64],
-    turns: NDArray[np.int32],
-    flags: NDArray[np.uint8],
-    at_random: bool,
-    change: NDArray[np.uint8],
-    num_differing: NDArray[np.int64],
-    next_turn: NDArray[np.int64],
-    position: NDArray[np.int64],
-    heap: NDArray[np.int64],
-    heap_place: NDArray[np.int64],
-    heap_size: NDArray[np.int64],
-    model: int,
-) -> None:
-    """Go on to the next request of a model that has to be looked at, the first one if none was."""
-    start, end = first_request[model], first_request[model + 1]
-    place = position[model]
-    place = start if place < start else place + 1
-    if change[model] == _REORDERED and num_differing[model] == 0 and not at_random:
-        # ranks decide ties only
-        while place < end and not flags[place] & TIED:
-            place += 1
-    if place < end and (change[model] != _UNCHANGED or num_differing[model] > 0):
-        position[model] = place
-        _put_in_heap(heap, heap_place, heap_size, next_turn, model, turns[place])
-    else:
-        _leave_heap(heap, heap_place, heap_size, next_turn, model)
-
-
-@inlined
-def _touch(
-    is_touched: NDArray[np.bool_], touched: NDArray[np.int64], num_touched: NDArray[np.int64], which: int, number: int
-) -> None:
-    """Add a slot or a model to those that have to be cleaned up."""
-    if not is_touched[number]:
-        is_touched[number] = True
-        touched[num_touched[which]] = number
-        num_touched[which] += 1
-
-
-@inlined
-def _put_in_heap(
-    heap: NDArray[np.int64],
-    heap_place: NDArray[np.int64],
-    heap_size: NDArray[np.int64],
-    next_turn: NDArray[np.int64],
-    model: int,
-    turn: int,
-) -> None:
-    """Set the next turn of a model, in the heap already or not."""
-    place = heap_place[model]
-    if place < 0:
-        place = heap_size[0]
-        heap_size[0] += 1
-    next_turn[model] = turn
-    _sift(heap, heap_place, next_turn, heap_size[0], place, model)
-
-
-@inlined
-def _leave_heap(
-    heap: NDArray[np.int64],
-    heap_place: NDArray[np.int64],
-    heap_size: NDArray[np.int64],
-    next_turn: NDArray[np.int64],
-    model: int,
-) -> None:
-    """Take a model out of the heap, if it is there."""
-    place = heap_place[model]
-    next_turn[model] = _NEVER
-    if place < 0:
-        return
-    heap_place[model] = -1
-    heap_size[0] -= 1
-    size = heap_size[0]
-    if place < size:
-        _sift(heap, heap_place, next_turn, size, place, heap[size])
-
-
-@inlined
-def _sift(
-    heap: NDArray[np.int64],
-    heap_place: NDArray[np.int64],
-    key: NDArray[np.int64],
-    size: int,
-    place: int,
-    model: int,
-) -> None:
-    """Put a model at a place of the heap, then up or down to where its key belongs."""
-    while place > 0 and key[heap[(place - 1) // 2]] > key[model]:
-        heap[place] = heap[(place - 1) // 2]
-        heap_place[heap[place]] = place
-        place = (place - 1) // 2
-    while 2 * place + 1 < size:
-        child = 2 * place + 1
-        if child + 1 < size and key[heap[child + 1]] < key[heap[child]]:
-            child += 1
-        if key[heap[child]] >= key[model]:
-            break
-        heap[place] = heap[child]
-        heap_place[heap[place]] = place
-        place = child
-    heap[place] = model
-    heap_place[model] = place
+def _stop_watching(num_reasons: NDArray[np.int32], watched: NDArray[np.int64], model: int) -> None:
+    """Drop a reason to look at the requests of a model."""
+    num_reasons[model] -= 1
+    if num_reasons[model] == 0:
+        watched[model >> 6] &= ~(1 << (model & 63))

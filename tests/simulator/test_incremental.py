@@ -67,7 +67,7 @@ class Engine:
                 )
                 np.testing.assert_array_equal(ours, theirs, err_msg=name)
         clean = make_difference(*self.sizes)
-        for name in ("change", "differs", "num_differing", "heap_place", "slot_touched", "model_touched"):
+        for name in ("change", "differs", "num_reasons", "watched"):
             np.testing.assert_array_equal(getattr(self.difference, name), getattr(clean, name), err_msg=name)
 
 
