@@ -11,7 +11,7 @@ Groups must have queues of their own: one queue for all would make everything di
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -63,10 +63,14 @@ class Difference(NamedTuple):
         The models that there is a reason for, as in :attr:`SearchProblem.models_of_block`.
     request : ndarray of int64, shape (n,)
         Requests that fare differently, in the order of their arrivals.
+    turn : ndarray of int32, shape (n,)
     group : ndarray of int32, shape (n,)
     flags : ndarray of uint8, shape (n,)
     state : ndarray of float64, shape (n, max_stages + 1)
     length : ndarray of int64, shape (1,)
+    model_num_good : ndarray of int64, shape (num_models,)
+    model_latency : ndarray of float64, shape (num_models,)
+        By how much those figures of the record grow.
     """
 
     change: NDArray[np.uint8]
@@ -79,10 +83,13 @@ class Difference(NamedTuple):
     num_reasons: NDArray[np.int32]
     watched: NDArray[np.int64]
     request: NDArray[np.int64]
+    turn: NDArray[np.int32]
     group: NDArray[np.int32]
     flags: NDArray[np.uint8]
     state: NDArray[np.float64]
     length: NDArray[np.int64]
+    model_num_good: NDArray[np.int64]
+    model_latency: NDArray[np.float64]
 
 
 def make_difference(num_requests: int, num_slots: int, num_models: int, max_stages: int) -> Difference:
@@ -98,10 +105,13 @@ def make_difference(num_requests: int, num_slots: int, num_models: int, max_stag
         num_reasons=np.zeros(num_models, np.int32),
         watched=np.zeros(num_words(num_models), np.int64),
         request=np.zeros(num_requests, np.int64),
+        turn=np.zeros(num_requests, np.int32),
         group=np.zeros(num_requests, np.int32),
         flags=np.zeros(num_requests, np.uint8),
         state=np.zeros((num_requests, max_stages + 1)),
         length=np.zeros(1, np.int64),
+        model_num_good=np.zeros(num_models, np.int64),
+        model_latency=np.zeros(num_models),
     )
 
 
@@ -173,8 +183,9 @@ def find_difference(
     differs = difference.differs
     recorded, actual = difference.recorded, difference.actual
     change, num_reasons, watched = difference.change, difference.num_reasons, difference.watched
-    out_request, out_group, out_flags = difference.request, difference.group, difference.flags
-    out_state = difference.state
+    out_request, out_turn, out_group = difference.request, difference.turn, difference.group
+    out_flags, out_state = difference.flags, difference.state
+    model_num_good, model_latency = difference.model_num_good, difference.model_latency
     columns = state.shape[1]
     last = columns - 1
     ends = np.empty(columns)
@@ -182,9 +193,9 @@ def find_difference(
     latency_here = np.empty(columns)
     became = np.empty(2, np.int64)
     length = 0
-    num_good = 0
-    latency_sum = 0.0
     passed[:] = 0
+    model_num_good[:] = 0
+    model_latency[:] = 0.0
     for k in range(difference.num_changed[0]):
         _watch(num_reasons, watched, difference.changed_models[k])
     looked_at = 0
@@ -329,19 +340,19 @@ def find_difference(
                         _stop_watching(num_reasons, watched, models[turned, k])
             if flags != old_flags or slot != old_slot or not is_same:
                 out_request[length] = i
+                out_turn[length] = turn
                 out_group[length] = slot
                 out_flags[length] = flags
+                model_num_good[model] += ((flags & MET) != 0) - ((old_flags & MET) != 0)
                 if is_in:
                     for k in range(columns):
                         out_state[length, k] = ends[k]
-                length += 1
-                num_good += ((flags & MET) != 0) - ((old_flags & MET) != 0)
-                if is_in:
-                    latency_sum += rounded_seconds(latency)
+                    model_latency[model] += rounded_seconds(latency)
                 if was_in:
-                    latency_sum -= _recorded_latency(state, columns, i, problem.overhead, arrival)
+                    model_latency[model] -= _recorded_latency(state, columns, i, problem.overhead, arrival)
+                length += 1
     difference.length[0] = length
-    return looked_at, num_good, latency_sum
+    return looked_at, int(model_num_good.sum()), model_latency.sum()
 
 
 @compiled
@@ -360,88 +371,88 @@ def forget(groups: Groups, difference: Difference) -> None:
 @compiled
 def put_on_record(problem: SearchProblem, groups: Groups, record: Record, difference: Difference) -> None:
     """Put a difference on record."""
-    turns, arrivals, model_by_turn = problem.turn, problem.arrivals, problem.model_by_turn
+    stages_of, configs = problem.num_stages, groups.config
     old_groups, all_flags, state = record.group, record.flags, record.state
-    requests, new_groups, new_flags = difference.request, difference.group, difference.flags
-    new_state = difference.state
-    model_num_good, model_latency = record.model_num_good, record.model_latency
+    requests, turns = difference.request, difference.turn
+    new_groups, new_flags, new_state = difference.group, difference.flags, difference.state
     group_num_requests = record.group_num_requests
     columns = state.shape[1]
     length = difference.length[0]
     num_slots = len(record.first_entry)
+    record.model_num_good[:] += difference.model_num_good
+    record.model_latency[:] += difference.model_latency
     # entries of the log that go and come, by group
-    num_gone = np.zeros(num_slots + 1, np.int64)
-    num_come = np.zeros(num_slots + 1, np.int64)
+    gone_end = np.zeros(num_slots + 1, np.int64)
+    come_end = np.zeros(num_slots + 1, np.int64)
     for k in range(length):
         i = requests[k]
         if all_flags[i] & ADMITTED:
-            num_gone[old_groups[i] + 1] += 1
+            gone_end[old_groups[i] + 1] += 1
         if new_flags[k] & ADMITTED:
-            num_come[new_groups[k] + 1] += 1
+            come_end[new_groups[k] + 1] += 1
     for slot in range(num_slots):
-        num_gone[slot + 1] += num_gone[slot]
-        num_come[slot + 1] += num_come[slot]
-    gone = np.empty(num_gone[num_slots], np.int32)
-    come = np.empty(num_come[num_slots], np.int32)
-    come_busy = np.empty(num_come[num_slots])
-    gone_end, come_end = num_gone.copy(), num_come.copy()
+        gone_end[slot + 1] += gone_end[slot]
+        come_end[slot + 1] += come_end[slot]
+    gone = np.empty(gone_end[num_slots], np.int32)
+    come = np.empty(come_end[num_slots], np.int32)
+    come_busy = np.empty(come_end[num_slots])
     for k in range(length):
         i, slot, flags = requests[k], new_groups[k], new_flags[k]
-        turn = turns[i]
-        model = model_by_turn[turn]
         old_slot, old_flags = old_groups[i], all_flags[i]
         if old_flags & ADMITTED:
-            model_latency[model] -= _recorded_latency(state, columns, i, problem.overhead, arrivals[i])
-            gone[gone_end[old_slot]] = turn
+            gone[gone_end[old_slot]] = turns[k]
             gone_end[old_slot] += 1
         if flags & ADMITTED:
             for column in range(columns):
                 state[i, column] = new_state[k, column]
-            model_latency[model] += _recorded_latency(state, columns, i, problem.overhead, arrivals[i])
-            come[come_end[slot]] = turn
-            come_busy[come_end[slot]] = state[i, problem.num_stages[groups.config[slot]] - 1]
+            come[come_end[slot]] = turns[k]
+            come_busy[come_end[slot]] = new_state[k, stages_of[configs[slot]] - 1]
             come_end[slot] += 1
         if old_slot >= 0:
             group_num_requests[old_slot] -= 1
         if slot >= 0:
             group_num_requests[slot] += 1
-        model_num_good[model] += ((flags & MET) != 0) - ((old_flags & MET) != 0)
         old_groups[i] = slot
         all_flags[i] = flags
+    # what was counted up is where the next group begins
+    g, c = 0, 0
     for slot in range(num_slots):
-        if num_gone[slot] < num_gone[slot + 1] or num_come[slot] < num_come[slot + 1]:
-            _rewrite_entries(
-                record,
-                slot,
-                gone[num_gone[slot] : num_gone[slot + 1]],
-                come[num_come[slot] : num_come[slot + 1]],
-                come_busy[num_come[slot] : num_come[slot + 1]],
-            )
+        if g < gone_end[slot] or c < come_end[slot]:
+            _rewrite_entries(record, slot, gone, g, gone_end[slot], come, come_busy, c, come_end[slot])
+        g, c = gone_end[slot], come_end[slot]
 
 
 @compiled
 def _rewrite_entries(
-    record: Record, slot: int, gone: NDArray[np.int32], come: NDArray[np.int32], come_busy: NDArray[np.float64]
+    record: Record,
+    slot: int,
+    gone: NDArray[np.int32],
+    g: int,
+    gone_end: int,
+    come: NDArray[np.int32],
+    come_busy: NDArray[np.float64],
+    c: int,
+    come_end: int,
 ) -> None:
-    """Write the log of a group anew, without the turns that are gone and with those that came."""
-    number = record.num_entries[slot] - len(gone) + len(come)
+    """Write the log of a group anew, without the turns gone[g:gone_end] and with those in come[c:come_end]."""
+    number = record.num_entries[slot] - (gone_end - g) + (come_end - c)
     log_turn, log_busy = record.log_turn, record.log_busy
     k = reserve_entries(record, number)
     source = record.first_entry[slot]
     end = source + record.num_entries[slot]
     record.first_entry[slot] = k
     record.num_entries[slot] = number
-    g = 0
-    c = 0
-    while g < len(gone) or c < len(come):
-        next_gone = gone[g] if g < len(gone) else _LAST_TURN
-        next_come = come[c] if c < len(come) else _LAST_TURN
+    while g < gone_end or c < come_end:
+        next_gone = gone[g] if g < gone_end else _LAST_TURN
+        next_come = come[c] if c < come_end else _LAST_TURN
         until = min(next_gone, next_come)
-        while source < end and log_turn[source] < until:
-            log_turn[k] = log_turn[source]
-            log_busy[k] = log_busy[source]
-            source += 1
-            k += 1
+        kept = _first_from(log_turn, source, end, int(until)) - source
+        for j in range(kept):
+            log_turn[k + j] = log_turn[source + j]
+        for j in range(kept):
+            log_busy[k + j] = log_busy[source + j]
+        source += kept
+        k += kept
         if next_gone == until:
             source += 1
             g += 1
@@ -450,10 +461,28 @@ def _rewrite_entries(
             log_busy[k] = come_busy[c]
             c += 1
             k += 1
-    for rest in range(source, end):
-        log_turn[k] = log_turn[rest]
-        log_busy[k] = log_busy[rest]
-        k += 1
+    for j in range(end - source):
+        log_turn[k + j] = log_turn[source + j]
+    for j in range(end - source):
+        log_busy[k + j] = log_busy[source + j]
+
+
+@inlined
+def _first_from(log_turn: NDArray[np.int32], start: Any, end: Any, turn: int) -> Any:
+    """Return the first of the entries `start` to `end` - 1 whose turn is not before `turn`; likely an early one."""
+    low = start
+    step = 1
+    while low + step <= end and log_turn[low + step - 1] < turn:
+        low += step
+        step *= 2
+    high = min(low + step - 1, end)
+    while low < high:
+        middle = (low + high) // 2
+        if log_turn[middle] < turn:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @inlined
