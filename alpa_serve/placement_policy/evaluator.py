@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.scheduling import ALPASERVE, check_rules
+from alpa_serve.scheduling.scheduler import dispatch_draws
 from alpa_serve.simulator.client import simulate_on
 from alpa_serve.simulator.event_controller import Controller
 from alpa_serve.simulator.executable import Executable
@@ -41,6 +42,9 @@ METHODS = ("fast_simulator", "simulator")
 """How placements can be evaluated: compiled, or event by event, with drawn delays and at a thousandth of the speed."""
 
 _MEMO_SIZE = 20_000
+
+_FEW_REQUESTS = 0.1
+"""Share of the requests up to which it is cheaper to pick them out than to pass over all others."""
 
 Island = tuple[tuple["ParallelConfig", tuple[int, ...]], ...]
 """Groups that are linked by the models they share: (config, models) per group, in the order of the groups."""
@@ -245,8 +249,8 @@ class PlacementEvaluator:
             replicas = ReplicaTable.of_groups(
                 self._models, [config for config, _ in island], [models for _, models in island]
             )
-            counts = simulate_counts(self._requests, replicas)
             members = sorted({model_id for _, models in island for model_id in models})
+            counts = self._counts(members, replicas)
             known = (
                 members,
                 replace(
@@ -259,6 +263,18 @@ class PlacementEvaluator:
                 self._memo.clear()
             self._memo[island] = known
         return known
+
+    def _counts(self, members: list[int], replicas: ReplicaTable) -> Counts:
+        """Simulate replicas of these models, on their requests alone where those are few."""
+        if self.model_num_requests[members].sum() > _FEW_REQUESTS * len(self._requests):
+            return simulate_counts(self._requests, replicas)
+        positions = self._requests.positions_of(members)
+        draws = self._draws[positions] if self.rules.dispatch == "random" else None
+        return simulate_counts(self._requests.at(positions), replicas, draws)
+
+    @cached_property
+    def _draws(self) -> NDArray[np.float64]:
+        return dispatch_draws(self.rules, len(self._requests))
 
     def evaluate_all(self, placements: Sequence[ModelPlacement]) -> list[Evaluation]:
         """Return what each placement attains, in their order."""
@@ -302,14 +318,18 @@ def model_weights(model_datas: Sequence[ModelData], config: ParallelConfig) -> N
         If a profile has the config, but no valid weights or batch size 1 on it.
     """
     weights = np.full(len(model_datas), np.inf)
+    # many models may share a profile, and checking one takes time
+    known: dict[int, float] = {}
     for model_id, data in enumerate(model_datas):
         profile = data.profiling_result
         if config in profile.para_dict:
-            try:
-                profile.stage_latency(config)
-                weights[model_id] = profile.weight_bytes(config)
-            except InvalidProfileError as error:
-                raise InvalidProfileError(f"model {data.name!r}: {error}") from error
+            if id(profile) not in known:
+                try:
+                    profile.stage_latency(config)
+                    known[id(profile)] = profile.weight_bytes(config)
+                except InvalidProfileError as error:
+                    raise InvalidProfileError(f"model {data.name!r}: {error}") from error
+            weights[model_id] = known[id(profile)]
     return weights
 
 

@@ -105,9 +105,17 @@ class Counts:
     group_num_requests: NDArray[np.int64]
 
 
-def simulate_counts(requests: RequestTable, replicas: ReplicaTable) -> Counts:
-    """Simulate by the rules that `replicas` was made with, and only count, without figures per request."""
-    return _run(requests, replicas, RequestOutcomes.empty())
+def simulate_counts(requests: RequestTable, replicas: ReplicaTable, draws: NDArray[np.float64] | None = None) -> Counts:
+    """Simulate by the rules that `replicas` was made with, and only count, without figures per request.
+
+    Parameters
+    ----------
+    requests : RequestTable
+    replicas : ReplicaTable
+    draws : ndarray of float64, shape (n,), optional
+        As of :func:`simulate_requests`.
+    """
+    return _run(requests, replicas, RequestOutcomes.empty(), draws=draws)
 
 
 def simulate_requests(

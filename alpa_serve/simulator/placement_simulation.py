@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
     from alpa_serve.simulator.search_problem import SearchProblem
 
-LARGEST_DIFFERENCE = 0.2
-"""Share of the requests beyond which it is cheaper to simulate all of them again than to follow a change."""
-
-
 Resimulate = Callable[[list[int], list[list[int]]], tuple["NDArray[np.int64]", float, "NDArray[np.int64]"]]
 """From the configs (ids) and models of groups to good requests per model, seconds of latency, requests per group."""
 
@@ -103,12 +99,8 @@ class PlacementSimulation:
         note_changes(groups, difference)
         move_rank(groups, slot, self.order)
         note_rank(groups, difference, slot)
-        most = int(LARGEST_DIFFERENCE * len(self.problem.arrivals))
-        looked_at, _, _ = find_difference(self.problem, groups, record, difference, most)
-        if looked_at < 0:
-            record_all(self.problem, groups, record)
-        else:
-            put_on_record(self.problem, groups, record, difference)
+        find_difference(self.problem, groups, record, difference, len(self.problem.arrivals))
+        put_on_record(self.problem, groups, record, difference)
         forget(groups, difference)
 
     def group_models(self) -> list[list[int]]:
