@@ -30,6 +30,7 @@ setup(
         "datasets>=2.18",
         "parameterized>=0.9",
     ],
+    entry_points={"console_scripts": ["alpa-serve=alpa_serve.cli:main"]},
     extras_require={"test": TEST, "dev": DEV, "plot": PLOT},
     classifiers=[
         "Intended Audience :: Science/Research",

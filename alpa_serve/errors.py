@@ -3,6 +3,10 @@
 Each message names the offending value, where it came from (model, file, line) and what would be right.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 
 class AlpaServeError(Exception):
     """Base of every error that alpa_serve raises on purpose."""
@@ -42,3 +46,40 @@ class SolverStoppedError(InfeasiblePlacementError):
 
 class WorkerError(AlpaServeError, RuntimeError):
     """Processes that a search should run on cannot be started or reached, or die over and over."""
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """A search was stopped from the keyboard; the best it had is attached.
+
+    Parameters
+    ----------
+    placement : ModelPlacement or None
+        The best placement so far; None if there was none yet.
+    evaluation : Evaluation or None
+        What it attains.
+    """
+
+    def __init__(self, *, placement: Any = None, evaluation: Any = None) -> None:
+        super().__init__("the search was stopped" + ("; no placement was found yet" if placement is None else ""))
+        self.placement = placement
+        self.evaluation = evaluation
+
+    def __reduce__(self) -> tuple[Callable[[], "SearchInterrupted"], tuple[()]]:
+        # exceptions are copied and sent to other processes by their positional arguments, of which this has none
+        return partial(type(self), **vars(self)), ()
+
+
+class PlanInterrupted(SearchInterrupted):
+    """A planner was stopped from the keyboard; the best plan so far is attached.
+
+    Parameters
+    ----------
+    plan : CapacityPlan, ScalePlan or None
+        What is known to reach the target; None if nothing did yet.
+    placement, evaluation
+        The placement of the plan, or without a plan the best one so far, and what it attains.
+    """
+
+    def __init__(self, *, plan: Any = None, placement: Any = None, evaluation: Any = None) -> None:
+        super().__init__(placement=placement, evaluation=evaluation)
+        self.plan = plan

@@ -22,6 +22,8 @@ LAYERS = [
     {"placement_policy"},
     {"trace", "report"},
     {"experiments"},
+    {"cli"},
+    {"__main__"},
 ]
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -79,7 +81,7 @@ def called_names(path):
 def test_module_neither_prints_nor_draws_from_a_global_generator(path):
     private = ("random.Random", "numpy.random.RandomState", "numpy.random.default_rng", "numpy.random.Generator")
     for called, is_imported in called_names(path):
-        assert called != "print"
+        assert called != "print" or room_of(path) == "cli"
         if is_imported and called.startswith(("random.", "numpy.random.")):
             assert called.startswith(private), called
 
@@ -272,6 +274,8 @@ PUBLIC[POLICIES] = {
     for name, arguments in PUBLIC[f"{POLICIES}.{module}"].items()
     if name[0].isupper()
 }
+PLAN = "model_datas, workload, target=0.99, cluster_env=None, rules=ALPASERVE"
+PUBLIC[POLICIES] |= {"plan_capacity": PLAN, "highest_rate_scale": PLAN, "tightest_slo_scale": PLAN}
 
 NAMES = [
     pytest.param(module, name, arguments, id=f"{module}.{name}")

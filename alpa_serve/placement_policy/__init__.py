@@ -8,6 +8,8 @@ from alpa_serve.placement_policy.base_policy import (
     ModelPlacementWithReplacement,
     PlacementEvaluator,
 )
+from alpa_serve.placement_policy.capacity import plan_capacity
+from alpa_serve.placement_policy.mixed_parallelism_search import MixedParallelismSearch
 from alpa_serve.placement_policy.model_parallelism import (
     ModelParallelismEqual,
     ModelParallelismGreedy,
@@ -15,7 +17,9 @@ from alpa_serve.placement_policy.model_parallelism import (
     ModelParallelismRR,
     ModelParallelismSearch,
 )
+from alpa_serve.placement_policy.plans import CapacityPlan, ScalePlan
 from alpa_serve.placement_policy.progress import SearchProgress
+from alpa_serve.placement_policy.scaling import highest_rate_scale, tightest_slo_scale
 from alpa_serve.placement_policy.selective_replication import (
     SelectiveReplicationGreedy,
     SelectiveReplicationILP,
@@ -23,10 +27,13 @@ from alpa_serve.placement_policy.selective_replication import (
     SelectiveReplicationSearch,
     SelectiveReplicationUniform,
 )
+from alpa_serve.placement_policy.upper_bound import placement_upper_bound
 
 __all__ = [
     "BasePlacementPolicy",
+    "CapacityPlan",
     "ClusterEnv",
+    "MixedParallelismSearch",
     "ModelData",
     "ModelParallelismEqual",
     "ModelParallelismGreedy",
@@ -36,10 +43,15 @@ __all__ = [
     "ModelPlacement",
     "ModelPlacementWithReplacement",
     "PlacementEvaluator",
+    "ScalePlan",
     "SearchProgress",
     "SelectiveReplicationGreedy",
     "SelectiveReplicationILP",
     "SelectiveReplicationReplacement",
     "SelectiveReplicationSearch",
     "SelectiveReplicationUniform",
+    "highest_rate_scale",
+    "placement_upper_bound",
+    "plan_capacity",
+    "tightest_slo_scale",
 ]

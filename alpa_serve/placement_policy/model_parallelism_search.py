@@ -119,6 +119,28 @@ class ModelParallelismSearch(BasePlacementPolicy):
         self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, train_workload: Workload | None = None
     ) -> tuple[ModelPlacement, dict[str, Any]]:
         """Find a placement in which all models may share groups."""
+        shapes = self._possible_shapes(model_datas, cluster_env)
+        workload = workload_or_training(train_workload, model_datas)
+        evaluator = PlacementEvaluator(model_datas, cluster_env, workload, rules=self.rules)
+        found = self._fill_shapes(shapes, model_datas, cluster_env, evaluator)
+        best = found[int(np.argmax(evaluator.get_scores(found)))]
+        if self.use_evo_search:
+            best = self._evolve(best, found, model_datas, cluster_env, evaluator)
+        return best, {}
+
+    def placements_by_shape(
+        self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, evaluator: PlacementEvaluator
+    ) -> list[ModelPlacement]:
+        """Return what fast greedy makes of each shape of groups: the placements that the search chooses from.
+
+        Raises
+        ------
+        InfeasiblePlacementError
+            If nothing can be placed, or not every model where that is required.
+        """
+        return self._fill_shapes(self._possible_shapes(model_datas, cluster_env), model_datas, cluster_env, evaluator)
+
+    def _possible_shapes(self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv) -> list[list[ParallelConfig]]:
         shapes = [
             sol.group_configs
             for sol in self.enumerate_group_configs_uneven(cluster_env)
@@ -134,16 +156,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
             check_something_fits(model_datas, cluster_env, group_partition.all_configs(shapes))
         elif not model_datas:
             raise InvalidConfigError("there is no model to place")
-        train_workload = workload_or_training(train_workload, model_datas)
-        evaluator = PlacementEvaluator(model_datas, cluster_env, train_workload, rules=self.rules)
-        placements = self._fill_shapes(shapes, model_datas, cluster_env, evaluator)
-        found = [placement for placement in placements if placement is not None]
-        if not found:
-            raise InfeasiblePlacementError(why_not_all(model_datas, cluster_env, shapes))
-        best = max(found, key=lambda placement: evaluator.evaluate(placement).score)
-        if self.use_evo_search:
-            best = self._evolve(best, found, model_datas, cluster_env, evaluator)
-        return best, {}
+        return shapes
 
     def _fill_shapes(
         self,
@@ -151,8 +164,8 @@ class ModelParallelismSearch(BasePlacementPolicy):
         model_datas: Sequence[ModelData],
         cluster_env: ClusterEnv,
         evaluator: PlacementEvaluator,
-    ) -> list[ModelPlacement | None]:
-        """Fill every shape (None where every model is required and they cannot all fit), on two threads."""
+    ) -> list[ModelPlacement]:
+        """Fill every shape on two threads, leaving out those that cannot hold every model where that is required."""
         report = reporter(self.verbose, self.callback)
         placements: list[ModelPlacement | None] = [None] * len(shapes)
         best, best_score = None, -np.inf
@@ -167,7 +180,10 @@ class ModelParallelismSearch(BasePlacementPolicy):
                     best, best_score = placement, score
                 shown = None if best is None else best_score
                 report(SearchProgress("shapes of groups", number, len(shapes), shown, best))
-        return placements
+        found = [placement for placement in placements if placement is not None]
+        if not found:
+            raise InfeasiblePlacementError(why_not_all(model_datas, cluster_env, shapes))
+        return found
 
     def _fill(
         self,

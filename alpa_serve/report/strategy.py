@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement, ReplicaDeployment
     from alpa_serve.placement_policy.evaluator import Evaluation
+    from alpa_serve.placement_policy.plan_search import UpperBound
     from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
 
@@ -33,6 +34,7 @@ def format_strategy(
     workload: Workload,
     *,
     rules: ServingRules = ALPASERVE,
+    upper_bound: UpperBound | None = None,
 ) -> str:
     """Write a placement and what it attains as text.
 
@@ -47,6 +49,8 @@ def format_strategy(
         What the placement is simulated with.
     rules : ServingRules
         How the cluster serves.
+    upper_bound : callable, optional
+        Bounds the SLO attainment of every placement on the cluster; the text says by how much this one could be beaten.
 
     Returns
     -------
@@ -66,11 +70,22 @@ def format_strategy(
         sections.append("\n".join(["Not placed", *reasons]))
     sections.append(
         f"SLO attainment {evaluation.goodput:.4f} over {len(workload)} requests, "
-        f"mean latency {evaluation.latency_mean:.3f} s"
+        f"{_possible(evaluator, upper_bound, evaluation.goodput)}mean latency {evaluation.latency_mean:.3f} s"
     )
     sections.append(str(placement))
     sections.append("Deployment\n" + _render(_deployment_table(placement.deployment(model_labels, cluster_env))))
     return "\n\n".join(sections)
+
+
+def _possible(evaluator: PlacementEvaluator, upper_bound: UpperBound | None, attained: float) -> str:
+    """Say what any placement can attain at most, if that is to be said."""
+    if upper_bound is None:
+        return ""
+    # a bound can take long to prove; none is below what was attained, or above 1
+    bound = 1.0
+    if attained < 1:
+        bound = upper_bound(evaluator.model_datas, evaluator.cluster_env, evaluator.workload, evaluator.rules)
+    return f"at most {bound:.4f} is possible, "
 
 
 def _table(*columns: str) -> Table:

@@ -1,6 +1,7 @@
 import csv
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -167,7 +168,12 @@ BAD_FILES = {
         (["--trace", "header.csv"], "header.csv: no request"),
         (["--trace", "nan.csv"], "nan.csv, line 2, column ContextTokens"),
         (["--model-set", "huge"], "'huge'.*large.*regular.*twentyone"),
-        (["--baseline", "vllm"], "'vllm'.*alpaserve.*alpaserve-star"),
+        (["--baseline", "vllm"], "'vllm'.*alpaserve.*alpaserve-star.*mixed"),
+        (["--baseline", "mixed", "--time-budget", "-1"], "time_budget.*>= 0"),
+        (["--baseline", "mixed", "--time-budget", "nan"], "time_budget.*nan"),
+        (["--baseline", "mixed", "--seed", "-1"], "seed.*>= 0"),
+        (["--baseline", "mixed", "--num-workers", "0"], "num_workers.*>= 1"),
+        (["--baseline", "mixed", "--mem-budget", "1"], "mem_budget"),
         (["--scale-rate", "0"], "rate_scale must be .*> 0"),
         (["--scale-rate", "-1"], "rate_scale"),
         (["--scale-rate", "nan"], "rate_scale.*nan"),
@@ -274,3 +280,81 @@ def test_flags_change_what_they_name_and_keep_the_rest_of_edited_model_datas(tmp
     )
     memory = [re.search(r"m1 llama-2-70b +([\d.]+)$", out.stdout, re.MULTILINE)[1] for out in (plain, flagged)]
     assert memory[0] == memory[1]
+
+
+def test_the_line_of_the_attainment_says_how_much_is_possible(output_of):
+    assert "SLO attainment 1.0000 over 15444 requests, at most 1.0000 is possible, mean latency" in output_of()
+    # a quarter of the requests are for a model that is not there, and can be served by nothing
+    misnamed = output_of("--published-naming", "--scale-rate", "0.1")
+    attained, possible = re.search(r"SLO attainment ([\d.]+) .* at most ([\d.]+) is possible", misnamed).groups()
+    assert float(attained) <= float(possible) < 0.8
+
+
+def test_a_mixed_search_is_not_worse_than_alpaserves(output_of):
+    flags = ("--model-set", "regular", "--trace", "Coding", "--num-devices", "4", "--scale-rate", "2")
+    attained = [
+        float(re.search(r"SLO attainment ([\d.]+) over", output_of(*flags, *more))[1])
+        for more in ([], ["--baseline", "mixed", "--time-budget", "1", "--seed", "3"])
+    ]
+    assert attained[0] <= attained[1]
+
+
+# a search that takes all the time there is, for a process of its own
+ENDLESS = """
+import runpy, sys, time
+from alpa_serve.placement import ModelPlacement
+from alpa_serve.placement_policy import SearchProgress
+from alpa_serve.placement_policy.plan_search import SearchSettings
+
+def find(self, model_datas, cluster_env, workload, starts, callback):
+    for placement in found:
+        callback(SearchProgress("searching", 1, 0, 0.5, placement))
+    print("READY", file=sys.stderr, flush=True)
+    time.sleep(600)
+
+SearchSettings.find = find
+script, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = script
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def stopped_job(tmp_path, found, *flags):
+    """Run the script with a search that finds `found` and goes on, stop it by Ctrl-C, and return what it printed."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(ENDLESS.replace("in found:", f"in [{found}]:"), encoding="utf-8")
+    command = [sys.executable, str(driver), str(SCRIPT), "--baseline", "mixed", "--scale-rate", "0.1", *flags]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        errors = []
+        for line in process.stderr:
+            errors.append(line)
+            if "READY" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        output, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, output, "".join(errors) + rest
+
+
+def test_ctrl_c_prints_the_best_strategy_so_far_and_says_that_it_was_stopped(tmp_path):
+    first, best = "ModelPlacement([(1, 4, 1)], [[0]])", "ModelPlacement([(1, 4, 1), (1, 4, 1)], [[0, 2], [1, 3]])"
+    code, output, errors = stopped_job(tmp_path, f"{first}, {best}", "--output", "results.csv")
+    assert code == 130
+    assert placement_in(output) == ModelPlacement([(1, 4, 1), (1, 4, 1)], [[0, 2], [1, 3]])
+    assert "Stopped before the search was done; the best strategy so far:\n\nGroups\n" in output
+    assert re.search(r"^SLO attainment 1\.0000 over 3826 requests", output, re.MULTILINE)
+    assert "stopped; this is the best strategy so far" in errors
+    assert "Traceback" not in errors
+    # the results are those of searches that were not cut short
+    assert not (tmp_path / "results.csv").exists()
+
+
+def test_ctrl_c_before_anything_is_found_says_so(tmp_path):
+    code, output, errors = stopped_job(tmp_path, "")
+    assert (code, output) == (130, "")
+    assert "stopped; no strategy was found yet" in errors
+    assert "Traceback" not in errors
