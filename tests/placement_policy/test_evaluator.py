@@ -54,7 +54,7 @@ def test_evaluation_by_islands_equals_one_simulation_of_the_whole(
     [
         ServingRules(),
         ServingRules(dispatch="random", seed=5),
-        ServingRules(admission="all", dispatch_interval_s=0.01, idle_penalty_s=0.02),
+        ServingRules(admission="all", dispatch_interval_s=0.01, idle_after_s=0.2, idle_penalty_s=0.02),
         ServingRules(execution="exclusive", queueing="global_fifo", dispatch_interval_s=0.01),
     ],
     ids=["default", "random", "delays", "one queue"],
