@@ -26,6 +26,7 @@ from alpa_serve.simulator.recorded import (
     rounded_seconds,
     time_request,
     token_seconds,
+    with_spare_room,
 )
 from alpa_serve.simulator.search_problem import BLOCK, num_words
 
@@ -414,11 +415,15 @@ def put_on_record(problem: SearchProblem, groups: Groups, record: Record, differ
             group_num_requests[slot] += 1
         old_groups[i] = slot
         all_flags[i] = flags
+    most = length + record.num_entries.max()
+    new_turn, new_busy = np.empty(most, np.int32), np.empty(most)
     # what was counted up is where the next group begins
     g, c = 0, 0
     for slot in range(num_slots):
         if g < gone_end[slot] or c < come_end[slot]:
-            _rewrite_entries(record, slot, gone, g, gone_end[slot], come, come_busy, c, come_end[slot])
+            _rewrite_entries(
+                record, slot, gone, g, gone_end[slot], come, come_busy, c, come_end[slot], new_turn, new_busy
+            )
         g, c = gone_end[slot], come_end[slot]
 
 
@@ -433,38 +438,62 @@ def _rewrite_entries(
     come_busy: NDArray[np.float64],
     c: int,
     come_end: int,
+    new_turn: NDArray[np.int32],
+    new_busy: NDArray[np.float64],
 ) -> None:
-    """Write the log of a group anew, without the turns gone[g:gone_end] and with those in come[c:come_end]."""
-    number = record.num_entries[slot] - (gone_end - g) + (come_end - c)
+    """Change the log of a group, without the turns gone[g:gone_end] and with those in come[c:come_end].
+
+    It is written to `new_turn` and `new_busy` from the first change on, then back: the log stays small enough for
+    the caches.
+    """
     log_turn, log_busy = record.log_turn, record.log_busy
-    k = reserve_entries(record, number)
+    number = record.num_entries[slot] - (gone_end - g) + (come_end - c)
     source = record.first_entry[slot]
     end = source + record.num_entries[slot]
-    record.first_entry[slot] = k
-    record.num_entries[slot] = number
+    same = -1
+    k = 0
     while g < gone_end or c < come_end:
         next_gone = gone[g] if g < gone_end else _LAST_TURN
         next_come = come[c] if c < come_end else _LAST_TURN
         until = min(next_gone, next_come)
         kept = _first_from(log_turn, source, end, int(until)) - source
-        for j in range(kept):
-            log_turn[k + j] = log_turn[source + j]
-        for j in range(kept):
-            log_busy[k + j] = log_busy[source + j]
+        if same < 0:
+            same = kept
+        else:
+            for j in range(kept):
+                new_turn[k + j] = log_turn[source + j]
+            for j in range(kept):
+                new_busy[k + j] = log_busy[source + j]
+            k += kept
         source += kept
-        k += kept
         if next_gone == until:
             source += 1
             g += 1
         if next_come == until:
-            log_turn[k] = next_come
-            log_busy[k] = come_busy[c]
+            new_turn[k] = next_come
+            new_busy[k] = come_busy[c]
             c += 1
             k += 1
-    for j in range(end - source):
-        log_turn[k + j] = log_turn[source + j]
-    for j in range(end - source):
-        log_busy[k + j] = log_busy[source + j]
+    rest = end - source
+    for j in range(rest):
+        new_turn[k + j] = log_turn[source + j]
+    for j in range(rest):
+        new_busy[k + j] = log_busy[source + j]
+    k += rest
+    if number > record.room[slot]:
+        to = reserve_entries(record, slot, with_spare_room(number))
+        first = record.first_entry[slot]
+        for j in range(same):
+            log_turn[to + j] = log_turn[first + j]
+        for j in range(same):
+            log_busy[to + j] = log_busy[first + j]
+        record.first_entry[slot] = to
+    to = record.first_entry[slot] + same
+    for j in range(k):
+        log_turn[to + j] = new_turn[j]
+    for j in range(k):
+        log_busy[to + j] = new_busy[j]
+    record.num_entries[slot] = number
 
 
 @inlined

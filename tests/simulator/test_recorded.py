@@ -73,29 +73,33 @@ def entries(record, slot):
 
 @pytest.fixture
 def two_groups_on_record():
-    """Return a record of 4 requests, 3 of which two groups admitted; its log has room for 12 entries."""
+    """Return a record of 4 requests, 3 of which two groups admitted; its log has room for 16 entries."""
     record = make_record(4, 2, 1, 1)
-    record.first_entry[:] = [0, 2]
+    record.first_entry[:] = [0, 3]
     record.num_entries[:] = [2, 1]
-    record.log_turn[:3] = [0, 3, 1]
-    record.log_busy[:3] = [0.5, 3.5, 1.5]
-    record.log_end[0] = 3
+    record.room[:] = [3, 1]
+    record.log_turn[:4] = [0, 3, 9, 1]
+    record.log_busy[:4] = [0.5, 3.5, 9.5, 1.5]
+    record.log_end[0] = 4
     return record
 
 
 def test_room_in_the_log_is_given_from_its_end(two_groups_on_record):
-    assert reserve_entries(two_groups_on_record, 4) == 3
-    assert reserve_entries(two_groups_on_record, 5) == 7
-    assert two_groups_on_record.log_end[0] == 12
-
-
-def test_entries_that_no_group_refers_to_are_reclaimed_when_the_log_is_full(two_groups_on_record):
     record = two_groups_on_record
-    start = reserve_entries(record, 9)
+    assert reserve_entries(record, 0, 4) == 4
+    assert reserve_entries(record, 1, 8) == 8
+    assert record.log_end[0] == len(record.log_turn)
+    assert record.room.tolist() == [4, 8]
+
+
+def test_what_no_group_refers_to_is_reclaimed_when_the_log_is_full(two_groups_on_record):
+    record = two_groups_on_record
+    start = reserve_entries(record, 0, 12)
     record.log_turn[start : start + 2] = [2, 3]
     record.log_busy[start : start + 2] = [2.5, 3.5]
     record.first_entry[0] = start
-    assert reserve_entries(record, 5) == 3
+    assert reserve_entries(record, 1, 5) == 3
+    assert record.room.tolist() == [2, 5]
     assert [part.tolist() for part in entries(record, 0)] == [[2, 3], [2.5, 3.5]]
     assert [part.tolist() for part in entries(record, 1)] == [[1], [1.5]]
     assert record.log_end[0] == 8
