@@ -353,7 +353,11 @@ def find_difference(
                     model_latency[model] -= _recorded_latency(state, columns, i, problem.overhead, arrival)
                 length += 1
     difference.length[0] = length
-    return looked_at, int(model_num_good.sum()), model_latency.sum()
+    num_good, latency_sum = 0, 0.0
+    for m in range(len(model_num_good)):
+        num_good += model_num_good[m]
+        latency_sum += model_latency[m]
+    return looked_at, num_good, latency_sum
 
 
 @compiled
@@ -380,8 +384,10 @@ def put_on_record(problem: SearchProblem, groups: Groups, record: Record, differ
     columns = state.shape[1]
     length = difference.length[0]
     num_slots = len(record.first_entry)
-    record.model_num_good[:] += difference.model_num_good
-    record.model_latency[:] += difference.model_latency
+    # element by element: whole arrays take seconds to compile
+    for model in range(len(record.model_num_good)):
+        record.model_num_good[model] += difference.model_num_good[model]
+        record.model_latency[model] += difference.model_latency[model]
     # entries of the log that go and come, by group
     gone_end = np.zeros(num_slots + 1, np.int64)
     come_end = np.zeros(num_slots + 1, np.int64)
@@ -394,6 +400,8 @@ def put_on_record(problem: SearchProblem, groups: Groups, record: Record, differ
     for slot in range(num_slots):
         gone_end[slot + 1] += gone_end[slot]
         come_end[slot + 1] += come_end[slot]
+    # each end counts up from the start of its group
+    gone_start, come_start = gone_end.copy(), come_end.copy()
     gone = np.empty(gone_end[num_slots], np.int32)
     come = np.empty(come_end[num_slots], np.int32)
     come_busy = np.empty(come_end[num_slots])
@@ -415,16 +423,15 @@ def put_on_record(problem: SearchProblem, groups: Groups, record: Record, differ
             group_num_requests[slot] += 1
         old_groups[i] = slot
         all_flags[i] = flags
-    most = length + record.num_entries.max()
-    new_turn, new_busy = np.empty(most, np.int32), np.empty(most)
-    # what was counted up is where the next group begins
-    g, c = 0, 0
+    most = 0
     for slot in range(num_slots):
-        if g < gone_end[slot] or c < come_end[slot]:
-            _rewrite_entries(
-                record, slot, gone, g, gone_end[slot], come, come_busy, c, come_end[slot], new_turn, new_busy
-            )
-        g, c = gone_end[slot], come_end[slot]
+        most = max(most, record.num_entries[slot])
+    most += length
+    new_turn, new_busy = np.empty(most, np.int32), np.empty(most)
+    for slot in range(num_slots):
+        g, g_end, c, c_end = gone_start[slot], gone_end[slot], come_start[slot], come_end[slot]
+        if g < g_end or c < c_end:
+            _rewrite_entries(record, slot, gone, g, g_end, come, come_busy, c, c_end, new_turn, new_busy)
 
 
 @compiled

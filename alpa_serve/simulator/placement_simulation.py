@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from alpa_serve.simulator.groups import Groups
     from alpa_serve.simulator.incremental import Difference
-    from alpa_serve.simulator.recorded import Record
     from alpa_serve.simulator.search_problem import SearchProblem
 
 Resimulate = Callable[[list[int], list[list[int]]], tuple["NDArray[np.int64]", float, "NDArray[np.int64]"]]
@@ -93,7 +92,11 @@ class PlacementSimulation:
     def add_replica(self, slot: int, model: int) -> None:
         """Put a model into a group, and the group where it belongs in the order."""
         if self._resimulate is None:
-            _follow_replica(self.problem, self.groups, self._record, self._difference, self.order, slot, model)
+            problem, groups, record, difference = self.problem, self.groups, self._record, self._difference
+            _note_replica(groups, difference, self.order, slot, model)
+            find_difference(problem, groups, record, difference, len(problem.arrivals))
+            put_on_record(problem, groups, record, difference)
+            forget(groups, difference)
             return
         add_replica(self.groups, slot, model)
         move_rank(self.groups, slot, self.order)
@@ -107,20 +110,9 @@ class PlacementSimulation:
 
 
 @compiled
-def _follow_replica(
-    problem: SearchProblem,
-    groups: Groups,
-    record: Record,
-    difference: Difference,
-    order: NDArray[np.int64],
-    slot: int,
-    model: int,
-) -> None:
-    """Add a replica and put what it changes on record: in one call, since to hand over so many arrays takes long."""
+def _note_replica(groups: Groups, difference: Difference, order: NDArray[np.int64], slot: int, model: int) -> None:
+    """Add a replica and note what is changed by it, all in one call: to hand over so many arrays takes time."""
     add_replica(groups, slot, model)
     note_changes(groups, difference)
     move_rank(groups, slot, order)
     note_rank(groups, difference, slot)
-    find_difference(problem, groups, record, difference, len(problem.arrivals))
-    put_on_record(problem, groups, record, difference)
-    forget(groups, difference)
