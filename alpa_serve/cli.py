@@ -18,7 +18,7 @@ from alpa_serve.placement_policy import (
     plan_capacity,
     tightest_slo_scale,
 )
-from alpa_serve.placement_policy.plan_search import SearchSettings, attainment_bound
+from alpa_serve.placement_policy.plan_search import SearchSettings
 from alpa_serve.placement_policy.scale_search import scaled_workload
 from alpa_serve.report.progress_bar import search_progress_bar
 from alpa_serve.report.strategy import format_strategy
@@ -206,7 +206,8 @@ def _place(options: argparse.Namespace, settings: JobSettings) -> int:
     if options.output is not None:
         results_file.check_results_file(options.output)
     job = _job(options, settings)
-    find = job.finder(options.baseline, _search_settings(options))
+    search = _search_settings(options)
+    find = job.finder(options.baseline, search)
     stopped = False
     with search_progress_bar() as watch:
         try:
@@ -219,7 +220,7 @@ def _place(options: argparse.Namespace, settings: JobSettings) -> int:
     strategy = None
     if not stopped:
         try:
-            strategy = _strategy(job, placement, attainment_bound)
+            strategy = _strategy(job, placement, search.bound)
         except KeyboardInterrupt:
             # who does not want to wait for the proof still wants the strategy
             stopped = True

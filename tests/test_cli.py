@@ -157,10 +157,10 @@ def test_place_prints_what_an_interrupted_search_had(run, monkeypatch):
 
 
 def test_place_prints_the_strategy_even_if_the_proof_of_the_bound_is_interrupted(run, monkeypatch):
-    def endless(model_datas, cluster_env, workload, rules):
+    def endless(settings, model_datas, cluster_env, workload, rules):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "attainment_bound", endless)
+    monkeypatch.setattr(SearchSettings, "bound", endless)
     monkeypatch.setattr(SearchSettings, "find", lambda *_: PART)
     code, output, errors = run("place", "--baseline", "mixed", *SMALL)
     assert code == 130

@@ -12,7 +12,6 @@ from alpa_serve.placement_policy.plan_search import (
     Found,
     Point,
     SearchSettings,
-    attainment_bound,
     better,
     check_cluster,
     check_target,
@@ -54,7 +53,7 @@ def plan_capacity(
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
     resize: bool = True,
-    upper_bound: UpperBound = attainment_bound,
+    upper_bound: UpperBound | None = None,
 ) -> CapacityPlan:
     """Find the fewest devices that reach an SLO attainment, with a placement that does.
 
@@ -95,8 +94,9 @@ def plan_capacity(
     resize : bool
         Whether placements are also made of others, with groups dropped, shrunk or copied. Without, every placement is
         one that was searched; one for fewer devices still serves where the search for more finds nothing better.
-    upper_bound : callable
-        Bounds the attainment at each size.
+    upper_bound : callable, optional
+        Bounds the attainment at each size, in place of
+        :func:`~alpa_serve.placement_policy.upper_bound.placement_upper_bound` for a few seconds.
 
     Returns
     -------
@@ -133,7 +133,9 @@ def plan_capacity(
     check_attainable(idle, target, model_datas, workload, largest, where=where)
     find = find or settings.find
     report = reporter(verbose, callback)
-    search = _CapacitySearch(model_datas, workload, target, largest, rules, find, resize, upper_bound, report)
+    search = _CapacitySearch(
+        model_datas, workload, target, largest, rules, find, resize, upper_bound or settings.bound, report
+    )
     return search.run(min(cluster_env.num_devices, max_devices))
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError, SearchInterrupted
 from alpa_serve.placement import ClusterEnv
-from alpa_serve.placement_policy.attainable import idle_latencies
-from alpa_serve.placement_policy.evaluator import PlacementEvaluator
-from alpa_serve.placement_policy.model_parallelism_search import ModelParallelismSearch
+from alpa_serve.placement_policy.mixed_parallelism_search import MixedParallelismSearch
 from alpa_serve.placement_policy.plans import ROUNDING
+from alpa_serve.placement_policy.upper_bound import placement_upper_bound
 from alpa_serve.scheduling import ALPASERVE, check_rules
 from alpa_serve.validation import check_int, check_real
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from alpa_serve.placement import ModelData, ModelPlacement
-    from alpa_serve.placement_policy.evaluator import Evaluation
+    from alpa_serve.placement_policy.evaluator import Evaluation, PlacementEvaluator
     from alpa_serve.placement_policy.progress import ProgressCallback, SearchProgress
     from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
@@ -97,23 +96,34 @@ class SearchSettings:
         starts: Sequence[ModelPlacement],
         callback: ProgressCallback,
     ) -> ModelPlacement:
-        """Return the better of AlpaServe's placement and the best of `starts`."""
-        policy = ModelParallelismSearch(max_pp=self.max_pp, max_op=self.max_op, rules=self.rules, callback=callback)
-        found = [*starts, policy.solve_placement(model_datas, cluster_env, workload)[0]]
-        scores = PlacementEvaluator(model_datas, cluster_env, workload, rules=self.rules).get_scores(found)
-        return found[int(scores.argmax())]
+        """Return what :class:`~.mixed_parallelism_search.MixedParallelismSearch` finds from `starts`."""
+        policy = MixedParallelismSearch(
+            self.time_budget,
+            self.seed,
+            self.max_pp,
+            self.max_op,
+            rules=self.rules,
+            num_workers=self.num_workers,
+            callback=callback,
+            max_evaluations=self.max_evaluations,
+        )
+        return policy.solve_placement(model_datas, cluster_env, workload, starts=starts)[0]
+
+    def bound(
+        self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, workload: Workload, rules: ServingRules
+    ) -> float:
+        """Return a short :func:`~.upper_bound.placement_upper_bound`, of fixed effort if the searches are."""
+        visits = None if self.max_evaluations is None else BOUND_VISITS
+        return placement_upper_bound(
+            model_datas, cluster_env, workload, rules, time_limit=BOUND_TIME_S, max_visits=visits
+        )
 
 
-def idle_bound(
-    model_datas: Sequence[ModelData], cluster_env: ClusterEnv, workload: Workload, rules: ServingRules = ALPASERVE
-) -> float:
-    """Return the share of requests that could meet their SLO if each were alone on the cluster."""
-    size = cluster_env.num_devices
-    return idle_latencies(model_datas, cluster_env, workload, rules, max_pp=size, max_op=size).limit()
+BOUND_TIME_S = 3.0
+"""For each bound, of which a plan may need many."""
 
-
-attainment_bound: UpperBound = idle_bound
-"""The bound that planners and reports use unless they are given another."""
+BOUND_VISITS = 5_000_000
+"""Requests that a bound looks at where it is not to depend on the speed of the machine."""
 
 
 @dataclass(frozen=True, eq=False)

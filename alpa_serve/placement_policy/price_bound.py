@@ -6,20 +6,24 @@ import heapq
 import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alpa_serve.placement_policy.dispatch_value import best_dispatch
+from alpa_serve.placement_policy.group_jobs import BoundProblem
 from alpa_serve.placement_policy.group_shapes import Shapes
 from alpa_serve.placement_policy.group_value import best_selection
+from alpa_serve.placement_policy.tiny_problem import tiny_problem
+from alpa_serve.scheduling import ALPASERVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from alpa_serve.placement_policy.group_jobs import BoundProblem, StagedJobs
+    from alpa_serve.placement_policy.group_jobs import StagedJobs
     from alpa_serve.placement_policy.group_shapes import Counts
 
 _PRICE_UNIT = 2.0**-20
@@ -88,14 +92,16 @@ class _Sets:
     fits: bool = field(compare=False)
 
 
-def price_bound(problem: BoundProblem, time_limit: float) -> float:
+def price_bound(problem: BoundProblem, time_limit: float, max_visits: int | None = None) -> float:
     """Return an upper bound on the number of good requests; infinite if there is no time for one.
 
     Parameters
     ----------
     problem : BoundProblem
     time_limit : float
-        Seconds.
+        Seconds; which problems are too large for it is told by their size.
+    max_visits : int, optional
+        Requests to visit, instead of the seconds: for a bound that does not depend on the speed of the machine.
 
     Notes
     -----
@@ -104,17 +110,29 @@ def price_bound(problem: BoundProblem, time_limit: float) -> float:
     jobs = len(problem.model_ids) * len(problem.configs)
     if not jobs or jobs * _SECONDS_PER_JOB * _LEAST_PROOFS > time_limit:
         return np.inf
-    search = _PriceSearch(problem, time.perf_counter() + time_limit)
+    deadline = time.perf_counter() + time_limit if max_visits is None else np.inf
+    search = _PriceSearch(problem, deadline, np.inf if max_visits is None else max_visits)
     bound, prices = search.lowest(*search.start(), _FIRST_STEP, _LAST_STEP)
     return min(bound, search.by_shape(prices))
+
+
+@cache
+def compile_kernels() -> None:
+    """Have the kernels of the price bound compiled, if that was not done before."""
+    search = _PriceSearch(BoundProblem(*tiny_problem(), ALPASERVE), np.inf, np.inf)
+    held, prices = np.ones(1, dtype=bool), np.ones(1)
+    for search._drops in (False, True):
+        search._value(0, held, prices, _SEARCH_STATES)
 
 
 class _PriceSearch:
     """Subgradient descent on the prices, for all shapes or, given the groups of each config, for one."""
 
-    def __init__(self, problem: BoundProblem, deadline: float) -> None:
+    def __init__(self, problem: BoundProblem, deadline: float, max_visits: float) -> None:
         self._problem = problem
         self._deadline = deadline
+        self._max_visits = max_visits
+        self._visits = 0
         self._jobs = [problem.jobs(config) for config in problem.configs]
         cluster = problem.cluster_env
         sizes = tuple(config.num_devices for config in problem.configs)
@@ -210,7 +228,7 @@ class _PriceSearch:
             heapq.heappush(opened, (-bound, number, effort, shape, own))
 
     def _is_late(self) -> bool:
-        return time.perf_counter() > self._deadline
+        return self._visits > self._max_visits or time.perf_counter() > self._deadline
 
     def _descend(
         self, prices: NDArray[np.float64], step: float, shape: Counts | None
@@ -251,6 +269,7 @@ class _PriceSearch:
         self, config_id: int, held: NDArray[np.bool_], prices: NDArray[np.float64], max_states: int
     ) -> tuple[float, NDArray[np.bool_]]:
         """Return what a group that holds these models is worth at most, and with which requests."""
+        self._visits += len(prices)
         selected = np.zeros(len(prices), dtype=bool)
         model_ids = self._problem.model_ids
         if self._drops:

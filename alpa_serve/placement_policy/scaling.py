@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from alpa_serve.placement_policy.attainable import check_attainable, idle_latencies
-from alpa_serve.placement_policy.plan_search import SearchSettings, attainment_bound, check_cluster, check_target
+from alpa_serve.placement_policy.plan_search import SearchSettings, check_cluster, check_target
 from alpa_serve.placement_policy.progress import reporter
 from alpa_serve.placement_policy.scale_search import ScaledProblem, ScaleSearch
 from alpa_serve.scheduling import ALPASERVE
@@ -42,7 +42,7 @@ def highest_rate_scale(
     verbose: int = 0,
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
-    upper_bound: UpperBound = attainment_bound,
+    upper_bound: UpperBound | None = None,
 ) -> ScalePlan:
     """Find the highest rate at which a cluster reaches an SLO attainment, with a placement that does.
 
@@ -78,8 +78,9 @@ def highest_rate_scale(
         Called with a SearchProgress; what it raises ends the search.
     find : callable, optional
         Searches the placement at each scale, in place of the search that the other arguments describe.
-    upper_bound : callable
-        Bounds the attainment at each scale.
+    upper_bound : callable, optional
+        Bounds the attainment at each scale, in place of
+        :func:`~alpa_serve.placement_policy.upper_bound.placement_upper_bound` for a few seconds.
 
     Returns
     -------
@@ -110,7 +111,9 @@ def highest_rate_scale(
     idle = idle_latencies(model_datas, cluster_env, workload, rules, max_pp=max_pp, max_op=max_op)
     check_attainable(idle, target, model_datas, workload, cluster_env, where="at any rate")
     problem = ScaledProblem("rate", list(model_datas), workload, cluster_env, rules, target)
-    search = ScaleSearch(problem, tolerance, find or settings.find, upper_bound, reporter(verbose, callback))
+    search = ScaleSearch(
+        problem, tolerance, find or settings.find, upper_bound or settings.bound, reporter(verbose, callback)
+    )
     return search.run(math.inf)
 
 
@@ -131,7 +134,7 @@ def tightest_slo_scale(
     verbose: int = 0,
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
-    upper_bound: UpperBound = attainment_bound,
+    upper_bound: UpperBound | None = None,
 ) -> ScalePlan:
     """Find the tightest SLOs with which a cluster reaches an SLO attainment, with a placement that does.
 
@@ -165,6 +168,8 @@ def tightest_slo_scale(
         slos_are_free=True,
     )
     problem = ScaledProblem("slo", list(model_datas), workload, cluster_env, rules, target)
-    search = ScaleSearch(problem, tolerance, find or settings.find, upper_bound, reporter(verbose, callback))
+    search = ScaleSearch(
+        problem, tolerance, find or settings.find, upper_bound or settings.bound, reporter(verbose, callback)
+    )
     tightest = idle.tightest_slo_scale(target)
     return search.run(1 / tightest if tightest > 0 else math.inf)

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
+from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_policy.annealing import MOST_FRUITLESS, anneal, make_chain, start_chain
 from alpa_serve.placement_policy.cluster_arrays import make_cluster
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
 from alpa_serve.placement_policy.greedy import fill_greedily
 from alpa_serve.placement_policy.moves import log_size
 from alpa_serve.placement_policy.part_runner import never_stopped
-from alpa_serve.profiles.result import PrefillDecode
-from alpa_serve.profiling import ParallelConfig, ProfilingResult
-from alpa_serve.simulator.columnar_workload import Workload
+from alpa_serve.placement_policy.tiny_problem import TINY_CONFIG, tiny_problem
 from alpa_serve.simulator.groups import FREE, make_groups
 
 if TYPE_CHECKING:
@@ -27,9 +25,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.annealing import Chain
     from alpa_serve.placement_policy.part_runner import Stopped
+    from alpa_serve.profiling import ParallelConfig
     from alpa_serve.scheduling import ServingRules
+    from alpa_serve.simulator.columnar_workload import Workload
     from alpa_serve.simulator.groups import Groups
 
 UNLIMITED = 2**62
@@ -256,13 +257,9 @@ def possible_configs(
 @cache
 def compile_kernels(rules: ServingRules) -> None:
     """Have everything compiled that a search under `rules` runs, if that was not done before, by one of no size."""
-    config = ParallelConfig(1, 1, 1)
-    profile = ProfilingResult("model")
-    profile.add_result(config, 1, [1.0], [0.0], [1.0], prefill_decode=PrefillDecode(1.0, 0.0, None))
-    models = [ModelData("model", 1.0, 1.0, 1.0, profile)]
-    workload = Workload.from_columns([0.0], [0], ["model"], [1.0], input_tokens=[1], output_tokens=[1])
-    problem = MixedProblem(models, ClusterEnv(1, 1.0), workload, rules, (config,), (), False)
+    models, cluster, workload = tiny_problem()
+    problem = MixedProblem(models, cluster, workload, rules, (TINY_CONFIG,), (), False)
     prepared = PreparedProblem(problem)
-    placement = fill_greedily(ModelPlacement([config], [[]]), problem.cluster_env, prepared.evaluator)
+    placement = fill_greedily(ModelPlacement([TINY_CONFIG], [[]]), cluster, prepared.evaluator)
     prepared.evaluator.evaluate(placement)
     run_part(prepared, Part(placement, 0, 1.0, 1.0, 0.0, 1, math.inf), never_stopped)

@@ -10,9 +10,9 @@ import numpy as np
 
 from alpa_serve.placement_policy.capacity_bound import capacity_bound
 from alpa_serve.placement_policy.group_jobs import BoundProblem
-from alpa_serve.placement_policy.price_bound import price_bound
+from alpa_serve.placement_policy.price_bound import compile_kernels, price_bound
 from alpa_serve.scheduling import ALPASERVE
-from alpa_serve.validation import check_real
+from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,7 @@ def placement_upper_bound(
     rules: ServingRules = ALPASERVE,
     *,
     time_limit: float = DEFAULT_TIME_LIMIT_S,
+    max_visits: int | None = None,
 ) -> float:
     """Return an upper bound on the SLO attainment of every placement that is valid on the cluster.
 
@@ -49,6 +50,10 @@ def placement_upper_bound(
         Seconds after which the bound is what it is by then; with more it may be tighter. It is no limit on the steps
         without which there is no bound: reading the requests, a few passes over them per config, one linear program
         of a size that does not grow with them.
+    max_visits : int, optional
+        Instead of the seconds, how many requests of groups may be looked at while the bound is tightened (a few million
+        a second): for a bound that does not depend on the speed of the machine. Whether a problem is too large to be
+        tightened at all is told by `time_limit`.
 
     Returns
     -------
@@ -98,15 +103,22 @@ def placement_upper_bound(
     M. L. Fisher, The Lagrangian relaxation method for solving integer programming problems, Management Science 27,
     1981.
     """
+    compile_kernels()
     start = time.perf_counter()
     check_real(time_limit, "time_limit (s)", minimum=0.0)
+    if max_visits is not None:
+        check_int(max_visits, "max_visits", minimum=0)
+
+    def spent() -> float:
+        return 0.0 if max_visits is not None else time.perf_counter() - start
+
     problem = BoundProblem(model_datas, cluster_env, workload, rules)
     if not problem.num_requests:
         return 0.0
     bound = float(_servable(problem))
     if bound:
-        bound = min(bound, capacity_bound(problem, max(time_limit - (time.perf_counter() - start), 0.0)))
-        bound = min(bound, price_bound(problem, max(time_limit - (time.perf_counter() - start), 0.0)))
+        bound = min(bound, capacity_bound(problem, max(time_limit - spent(), 0.0)))
+        bound = min(bound, price_bound(problem, max(time_limit - spent(), 0.0), max_visits))
     return math.floor(bound) / problem.num_requests
 
 

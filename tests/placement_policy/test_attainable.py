@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
 from alpa_serve.placement_policy.attainable import idle_latencies
-from alpa_serve.placement_policy.plan_search import idle_bound
 from alpa_serve.profiles import maveriq
 from alpa_serve.profiling import ParallelConfig
 from alpa_serve.scheduling import ALPASERVE, MAVERIQ
@@ -65,7 +64,7 @@ def test_the_limit_is_the_share_that_can_meet_its_slo(problem):
     datas, workload = problem([0.4, 0.52, 0.53, 1.0, math.inf])
     idle = idle_latencies(datas, CLUSTER, workload, max_pp=8, max_op=8)
     assert idle.attainable().tolist() == [False, False, True, True, True]
-    assert idle.limit() == idle_bound(datas, CLUSTER, workload) == 0.6
+    assert idle.limit() == 0.6
 
 
 @given(
@@ -88,7 +87,7 @@ def test_below_the_tightest_scale_too_few_requests_can_meet_their_slo(slos, targ
 
 def test_no_placement_exceeds_the_bound(problem):
     datas, workload = problem([0.5, 0.56, 0.62, 1.02, 2.0] * 4)
-    bound = idle_bound(datas, CLUSTER, workload)
+    bound = idle_latencies(datas, CLUSTER, workload, max_pp=8, max_op=8).limit()
     for configs in ([(1, 1, 1)] * 8, [(1, 2, 1)] * 4, [(1, 1, 4)] * 2):
         placement = ModelPlacement(configs, [[0]] * len(configs))
         assert simulate(placement, datas, workload).goodput <= bound
@@ -99,4 +98,5 @@ def test_deterministic_requests_at_exactly_their_slo_are_not_ruled_out(profile_o
     # sums of floating-point numbers decide here; the bound must not be the smaller one
     datas = [ModelData("m", 1.02, 0.1, 0.0, profile_of({(1, 1, 1): {1: [1.0]}}))]
     workload = DeterministicProcess(0.1).generate_workload("m", 0, 10000, slo=1.0 * 1.009 + 0.011)
-    assert idle_bound(datas, CLUSTER, workload) >= simulate(ModelPlacement([(1, 1, 1)], [[0]]), datas, workload).goodput
+    limit = idle_latencies(datas, CLUSTER, workload, max_pp=8, max_op=8).limit()
+    assert limit >= simulate(ModelPlacement([(1, 1, 1)], [[0]]), datas, workload).goodput
