@@ -102,6 +102,17 @@ def free_devices(problem: SearchProblem, cluster: Cluster, groups: Groups, node:
 
 
 @compiled
+def free_nodes(problem: SearchProblem, cluster: Cluster, groups: Groups, node: int) -> int:
+    """Return how many nodes in a row from this one on are there in full and in no group."""
+    number = 0
+    while (node + number + 1) * cluster.per_node <= cluster.num_devices:
+        if free_devices(problem, cluster, groups, node + number) < cluster.per_node:
+            break
+        number += 1
+    return number
+
+
+@compiled
 def free_slot(groups: Groups) -> int:
     """Return a slot without a group; -1 if there is none, and then no device is free."""
     for slot in range(len(groups.config)):

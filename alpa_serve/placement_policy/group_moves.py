@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.placement_policy.cluster_arrays import any_config, any_node, free_devices, free_slot
+from alpa_serve.placement_policy.cluster_arrays import any_config, any_node, free_devices, free_nodes, free_slot
 from alpa_serve.placement_policy.replica_moves import (
     CHANGED,
     NOTHING,
@@ -48,9 +48,13 @@ def merge_or_shift(
 ) -> int:
     """Merge a group with another of its node, or shift devices between the two; or let it take free devices."""
     size = problem.num_devices[groups.config[slot]]
-    free = free_devices(problem, cluster, groups, groups.node[slot])
-    if free and size < cluster.per_node and uniform(random) < 0.5:
-        config = any_config(cluster, size + 1 + below(random, free), random)
+    unit = 1 if size < cluster.per_node else cluster.per_node
+    if unit == 1:
+        free = free_devices(problem, cluster, groups, groups.node[slot])
+    else:
+        free = free_nodes(problem, cluster, groups, groups.node[slot] + size // unit)
+    if free and uniform(random) < 0.5:
+        config = any_config(cluster, size + unit * (1 + below(random, free)), random)
         if config == FREE:
             return NOTHING
         _turn_into(problem, cluster, groups, slot, config, _members(groups, slot), random)
@@ -146,13 +150,16 @@ def new_group(
     unserved: NDArray[np.float64],
     random: NDArray[np.uint64],
 ) -> int:
-    """Make a group of free devices of a node."""
+    """Make a group of free devices of a node, or of several free nodes."""
     node = any_node(cluster, random)
     free = free_devices(problem, cluster, groups, node)
     slot = free_slot(groups)
     if free == 0 or slot < 0:
         return NOTHING
-    config = any_config(cluster, 1 + below(random, free), random)
+    size = 1 + below(random, free)
+    if free == cluster.per_node and uniform(random) < 0.5:
+        size = free * (1 + below(random, free_nodes(problem, cluster, groups, node)))
+    config = any_config(cluster, size, random)
     if config == FREE:
         return NOTHING
     set_config(groups, slot, config)
@@ -174,6 +181,8 @@ def take_node(
 ) -> int:
     """Clear groups of a node until one for a certain model has room, and make that; what is left becomes a group too.
 
+    A group of several nodes takes all of these.
+
     The models that had to go are tried in the groups of that node again.
     """
     model = any_model(unserved, random)
@@ -185,22 +194,26 @@ def take_node(
             break
         config = below(random, cluster.all_configs)
     size = problem.num_devices[config]
-    if problem.weights[model, config] > cluster.budget or size > cluster.per_node:
-        return NOTHING
     node = any_node(cluster, random)
-    if min(cluster.per_node, cluster.num_devices - node * cluster.per_node) < size:
+    if problem.weights[model, config] > cluster.budget or node * cluster.per_node + size > cluster.num_devices:
         return NOTHING
     num_slots = len(groups.config)
     start = below(random, num_slots)
     gone = np.zeros(len(unserved), np.bool_)
     free = free_devices(problem, cluster, groups, node)
+    if size > cluster.per_node:
+        free = 0
+        for k in range(size // cluster.per_node):
+            free += free_devices(problem, cluster, groups, node + k)
+    last_node = node + (size - 1) // cluster.per_node
     for k in range(num_slots):
         slot = (start + k) % num_slots
         if free >= size:
             break
-        if groups.config[slot] == FREE or groups.node[slot] != node:
+        if groups.config[slot] == FREE or not node <= groups.node[slot] <= last_node:
             continue
         if problem.num_devices[groups.config[slot]] > cluster.per_node:
+            # it may reach beyond
             return NOTHING
         for j in range(groups.num_models[slot]):
             gone[groups.models[slot, j]] = True

@@ -126,7 +126,7 @@ class MixedParallelismSearch(BasePlacementPolicy):
             In the order of groups in which it was simulated; not normalised.
         info : dict
             ``attainment`` and ``score`` of the placement, ``start_attainment`` of the best start, ``num_evaluations``,
-            ``num_rounds``, ``seconds``.
+            ``num_rounds``, ``seconds`` without what is not counted.
 
         Raises
         ------
@@ -167,7 +167,7 @@ class MixedParallelismSearch(BasePlacementPolicy):
                 tuple(sorted(others)),
                 self.require_all_models,
             )
-            num_evaluations, num_rounds = self._improve(problem, evaluator, elite, began)
+            num_evaluations, num_rounds, seconds = self._improve(problem, evaluator, elite, began)
         except KeyboardInterrupt as interrupt:
             if elite is None:
                 raise SearchInterrupted from interrupt
@@ -188,7 +188,7 @@ class MixedParallelismSearch(BasePlacementPolicy):
             "start_attainment": start_attainment,
             "num_evaluations": num_evaluations,
             "num_rounds": num_rounds,
-            "seconds": time.monotonic() - began,
+            "seconds": seconds,
         }
 
     def _check_feasible(
@@ -247,12 +247,12 @@ class MixedParallelismSearch(BasePlacementPolicy):
 
     def _improve(
         self, problem: MixedProblem, evaluator: PlacementEvaluator, elite: Elite, began: float
-    ) -> tuple[int, int]:
-        """Run rounds of chains until the budget is used; return the numbers of evaluations and rounds."""
+    ) -> tuple[int, int, float]:
+        """Run rounds of chains until the budget is used; return the numbers of evaluations and rounds, and seconds."""
         report = reporter(self.verbose, self.callback)
         budget = self.max_evaluations
         if budget == 0 or (budget is None and time.monotonic() - began >= self.time_budget):
-            return 0, 0
+            return 0, 0, time.monotonic() - began
         num_parallel = NUM_THREADS if self.num_workers == 1 else self.num_workers
         prepared = PreparedProblem(problem, evaluator)
         pause = time.monotonic()
@@ -272,7 +272,7 @@ class MixedParallelismSearch(BasePlacementPolicy):
                 else:
                     parts = counted_parts(problem, elite, self.seed, rounds, budget - done)
                 if not parts:
-                    return done, rounds
+                    break
                 results = run_round(runner, parts, elite)
                 elite.combine(problem.cluster_env)
                 done += sum(result.num_evaluations for result in results)
@@ -282,7 +282,8 @@ class MixedParallelismSearch(BasePlacementPolicy):
                 speed = evaluations_per_second(results)
                 if not speed:
                     # nothing can be changed
-                    return done, rounds
+                    break
+            return done, rounds, time.monotonic() - began
 
     def _runner(self, problem: MixedProblem, prepared: PreparedProblem) -> PartRunner[Part, PartResult]:
         if self.num_workers == 1:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 def log_size(num_models: int, cluster: Cluster) -> int:
     """Return how many changes a move makes at most.
 
-    That is where it takes a node: every group there loses every model, and two new ones are offered each model twice,
-    to be put in and taken out again.
+    That is where it takes a node, or several: every group there loses every model, and two new ones are offered each
+    model twice, to be put in and taken out again.
     """
-    return (cluster.per_node + 8) * (num_models + 2)
+    largest = int(np.flatnonzero(cluster.num_configs).max(initial=0))
+    return (max(cluster.per_node, largest) + 8) * (num_models + 2)
 
 
 @compiled

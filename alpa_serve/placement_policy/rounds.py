@@ -68,7 +68,8 @@ def _parts(
 ) -> list[Part]:
     """Return the chains of a round: some that refine the best, others that look elsewhere."""
     hot = HOT_LOSS / len(problem.model_datas)
-    chain_seeds = np.random.SeedSequence([seed, round_number]).generate_state(number, np.uint64)
+    largest = np.iinfo(np.uint64).max
+    chain_seeds = np.random.default_rng([seed, round_number]).integers(largest, size=number, dtype=np.uint64)
     parts = []
     for chain, chain_seed in enumerate(chain_seeds.tolist()):
         refines = number <= fewest or chain % 4 == 0
