@@ -15,6 +15,9 @@ from alpa_serve.validation import check_int, check_real
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_ROUNDING = 1e-12
+"""Share by which a sum of weights may be off: searches and newer versions of Python do not round it alike."""
+
 
 @dataclass
 class ModelData:
@@ -195,7 +198,7 @@ class ModelPlacement:
                 used = sum(model_datas[m].profiling_result.weight_bytes(config) for m in models)
             except InvalidProfileError as error:
                 raise InvalidPlacementError(f"{where}: {error}") from error
-            if used > cluster_env.mem_budget:
+            if used > cluster_env.mem_budget * (1 + _ROUNDING):
                 raise InvalidPlacementError(
                     f"{where}: models {models} need {used / GB:.2f} GiB a device, "
                     f"mem_budget is {cluster_env.mem_budget / GB:.2f} GiB"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from alpa_serve.placement import ModelData, ModelPlacement
 from alpa_serve.profiling import ParallelConfig, ProfilingResult, load_test_prof_result, load_test_prof_result_v2
+from alpa_serve.scheduling import ServingRules
 from alpa_serve.simulator.arrivals import GammaProcess
 from alpa_serve.simulator.workload import Workload
 from alpa_serve.util import ServingCase, batchsize_config
@@ -179,3 +180,23 @@ def simulator_problems(profile_of):
         )
 
     return problems()
+
+
+@pytest.fixture(scope="session")
+def serving_rules():
+    """Return a hypothesis strategy of ServingRules of every kind."""
+    return st.builds(
+        ServingRules,
+        execution=st.sampled_from(["pipelined", "exclusive"]),
+        queueing=st.sampled_from(["per_group", "global_fifo"]),
+        dispatch=st.sampled_from(["least_loaded", "random"]),
+        admission=st.sampled_from(["deadline", "all"]),
+        service=st.sampled_from(["profile", "tokens"]),
+        stage_penalty=st.sampled_from([0.0, 0.009]),
+        fixed_overhead_s=st.sampled_from([0.0, 0.011]),
+        dispatch_interval_s=st.sampled_from([0.0, 0.0, 0.007]),
+        request_overhead_s=st.sampled_from([0.0, 0.02]),
+        idle_after_s=st.sampled_from([0.04, 0.5]),
+        idle_penalty_s=st.sampled_from([0.0, 0.0, 0.03]),
+        seed=st.integers(0, 3),
+    )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alpa_serve.placement_policy.moves import CHANGED, SAME, propose, uniform
+from alpa_serve.placement_policy.moves import propose
+from alpa_serve.placement_policy.replica_moves import CHANGED, SAME
+from alpa_serve.placement_policy.splitmix import uniform
 from alpa_serve.simulator.compiled import compiled, inlined
 from alpa_serve.simulator.counting import count_good, islands_of_change, turns_of_models
 from alpa_serve.simulator.groups import FREE, undo
@@ -14,12 +16,18 @@ from alpa_serve.simulator.groups import FREE, undo
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from alpa_serve.placement_policy.moves import Cluster
+    from alpa_serve.placement_policy.cluster_arrays import Cluster
     from alpa_serve.simulator.groups import Groups
     from alpa_serve.simulator.search_problem import SearchProblem
 
 REPLICA_WEIGHT = 1e-6
 """Of a replica in the score, beside an SLO attainment of 1."""
+
+MOST_FRUITLESS = 2000
+"""Proposals in a row that can be of no use after which a chain counts as stuck."""
+
+_SLACK = 1e-3
+"""Of a request, by which a count may be wrong for rounding: values are whole in binary fractions, scores are not."""
 
 
 class Chain(NamedTuple):
@@ -32,26 +40,28 @@ class Chain(NamedTuple):
     score : ndarray of float64, shape (2,)
         Of the placement of the moment, and of the best so far.
     num_evaluations : ndarray of int64, shape (1,)
+    num_fruitless : ndarray of int64, shape (1,)
+        Proposals since the last evaluation.
     value : ndarray of float64, shape (num_models,)
-        What a good request of each model counts.
+        What a good request of each model counts: a multiple of 2^-20, so that counts are exact.
     num_good : ndarray of int64, shape (num_models,)
         Good requests of the placement of the moment.
     latency : ndarray of float64, shape (num_models,)
         Seconds over the served requests of the placement of the moment.
     unserved : ndarray of float64, shape (num_models,)
-    best_config, best_node : ndarray of int64, shape (num_slots,)
+    best_config : ndarray of int64, shape (num_slots,)
     best_holds : ndarray of bool, shape (num_slots, num_models)
     """
 
     random: NDArray[np.uint64]
     score: NDArray[np.float64]
     num_evaluations: NDArray[np.int64]
+    num_fruitless: NDArray[np.int64]
     value: NDArray[np.float64]
     num_good: NDArray[np.int64]
     latency: NDArray[np.float64]
     unserved: NDArray[np.float64]
     best_config: NDArray[np.int64]
-    best_node: NDArray[np.int64]
     best_holds: NDArray[np.bool_]
 
 
@@ -62,12 +72,12 @@ def make_chain(groups: Groups, seed: int) -> Chain:
         random=np.array([seed], np.uint64),
         score=np.full(2, -np.inf),
         num_evaluations=np.zeros(1, np.int64),
+        num_fruitless=np.zeros(1, np.int64),
         value=np.ones(num_models),
         num_good=np.zeros(num_models, np.int64),
         latency=np.zeros(num_models),
         unserved=np.zeros(num_models),
         best_config=np.full(num_slots, FREE, np.int64),
-        best_node=np.zeros(num_slots, np.int64),
         best_holds=np.zeros((num_slots, num_models), np.bool_),
     )
 
@@ -96,7 +106,9 @@ def anneal(
     end: int,
     until: int,
 ) -> None:
-    """Go on with a chain until so many evaluations.
+    """Go on with a chain until so many evaluations, or until it is stuck.
+
+    In how many calls that is done makes no difference.
 
     Parameters
     ----------
@@ -116,11 +128,8 @@ def anneal(
     latency = np.zeros(num_models)
     all_turns = np.arange(len(problem.turn)).astype(np.int32)
     touched = np.zeros(num_models, np.bool_)
-    proposals = 0
-    # where hardly any change is possible, it ends all the same
-    most_proposals = 50 * (until - chain.num_evaluations[0]) + 50
-    while chain.num_evaluations[0] < until and proposals < most_proposals:
-        proposals += 1
+    while chain.num_evaluations[0] < until and chain.num_fruitless[0] < MOST_FRUITLESS:
+        chain.num_fruitless[0] += 1
         outcome = propose(problem, cluster, groups, chain.unserved, chain.random)
         if outcome == SAME:
             groups.log_length[0] = 0
@@ -128,7 +137,8 @@ def anneal(
         if outcome != CHANGED:
             undo(groups)
             continue
-        progress = (chain.num_evaluations[0] - first) / max(end - first, 1)
+        chain.num_fruitless[0] = 0
+        progress = min((chain.num_evaluations[0] - first) / max(end - first, 1), 1.0)
         temperature = hot * (cold / hot) ** progress
         needed = chain.score[0] + temperature * np.log(max(uniform(chain.random), 1e-300))
         chain.num_evaluations[0] += 1
@@ -136,10 +146,9 @@ def anneal(
         latency[:] = chain.latency
         num_touched = islands_of_change(problem, groups, touched)
         turns = all_turns if num_touched == len(all_turns) else turns_of_models(problem, touched, num_touched)
-        # what the good requests of the touched models have to count, were their latency 0; a little less against
-        # rounding
+        # what the good requests of the touched models have to count, were their latency 0
         others = placed_value * (groups.num_replicas > 0).sum() + REPLICA_WEIGHT * groups.num_replicas.sum()
-        least = (needed - others) * num_requests - 1e-6
+        least = (needed - others) * num_requests - _SLACK
         for model in range(num_models):
             if not touched[model]:
                 least -= num_good[model] * chain.value[model]
@@ -191,5 +200,4 @@ def _note_unserved(problem: SearchProblem, chain: Chain) -> None:
 def _note_best(groups: Groups, chain: Chain) -> None:
     chain.score[1] = chain.score[0]
     chain.best_config[:] = groups.config
-    chain.best_node[:] = groups.node
     chain.best_holds[:] = groups.holds

@@ -69,16 +69,19 @@ class Elite:
         return self._members[int(np.random.default_rng(seed).integers(len(self._members)))].placement
 
     def add(self, placement: ModelPlacement) -> None:
-        """Add a placement if it is among the best and not there already."""
+        """Add a placement if it is among the best, and better than the same in another order of groups."""
         evaluation = self._evaluator.evaluate(placement)
-        self._note_islands(placement, evaluation)
-        normalized = placement.normalize()
-        if any(member.placement.normalize() == normalized for member in self._members):
-            return
+        if self._evaluator.follows_changes:
+            self._note_islands(placement, evaluation)
         placed = len(placement.placed_models()) if self._require_all_models else 0
-        self._members.append(Member(placement, evaluation, (placed, evaluation.score)))
-        self._members.sort(key=lambda member: member.rank, reverse=True)
-        del self._members[SIZE:]
+        new = Member(placement, evaluation, (placed, evaluation.score))
+        normalized = placement.normalize()
+        others = [member for member in self._members if member.placement.normalize() != normalized]
+        same = [member for member in self._members if member.placement.normalize() == normalized]
+        if any(member.rank >= new.rank for member in same):
+            return
+        # one step, as Ctrl-C may come at any time
+        self._members = sorted([*others, new], key=lambda member: member.rank, reverse=True)[:SIZE]
 
     def _note_islands(self, placement: ModelPlacement, evaluation: Evaluation) -> None:
         for groups in linked_groups(placement.group_models):

@@ -74,6 +74,47 @@ def check_something_fits(
         )
 
 
+def check_room_for_all(
+    model_datas: Sequence[ModelData], cluster_env: ClusterEnv, configs: Iterable[ParallelConfig]
+) -> None:
+    """Check what must hold for groups of any of the `configs`, however many of each, to hold every model.
+
+    Each model must fit on a device of some group, and all of them, each on the config that takes least, in the memory
+    of all devices together. That is necessary and quick to tell, not sufficient.
+
+    Raises
+    ------
+    InfeasiblePlacementError
+        Naming a model that fits nowhere, or the mem_budget below which they do not fit together.
+    """
+    least = np.full(len(model_datas), np.inf)
+    least_of_all_devices = np.full(len(model_datas), np.inf)
+    for config in set(configs):
+        weights = model_weights(model_datas, config)
+        least = np.minimum(least, weights)
+        fitting = np.where(weights <= cluster_env.mem_budget, weights * config.num_devices, np.inf)
+        least_of_all_devices = np.minimum(least_of_all_devices, fitting)
+    for data, weight in zip(model_datas, least.tolist(), strict=True):
+        if weight == np.inf:
+            raise InfeasiblePlacementError(
+                f"require_all_models: model {data.name!r} is not profiled on any group config that this policy may use "
+                f"on {cluster_env.num_devices} devices"
+            )
+        if weight > cluster_env.mem_budget:
+            raise InfeasiblePlacementError(
+                f"require_all_models: model {data.name!r} needs {weight / GB:.3f} GiB a device at least, mem_budget is "
+                f"{cluster_env.mem_budget / GB:.3f} GiB"
+            )
+    together = float(least_of_all_devices.sum())
+    # in whichever order the figures are added
+    if together > cluster_env.num_devices * cluster_env.mem_budget * (1 + 1e-9):
+        raise InfeasiblePlacementError(
+            f"require_all_models: the {len(model_datas)} models need {together / GB:.3f} GiB together at least, "
+            f"{cluster_env.num_devices} devices of {cluster_env.mem_budget / GB:.3f} GiB have "
+            f"{cluster_env.num_devices * cluster_env.mem_budget / GB:.3f} GiB"
+        )
+
+
 def check_groups_fit(cluster_env: ClusterEnv, configs: Sequence[ParallelConfig]) -> None:
     """Check that groups of `configs` fit the cluster without tearing a node.
 

@@ -46,6 +46,14 @@ def uneven_shapes(cluster_env: ClusterEnv, max_pp: int, max_op: int) -> list[lis
     return shapes
 
 
+def equal_groups(cluster_env: ClusterEnv, config: ParallelConfig) -> list[ParallelConfig]:
+    """Return as many groups of `config` as fit the cluster without tearing a node."""
+    size, per_node = config.num_devices, cluster_env.num_devices_per_node
+    nodes, rest = divmod(cluster_env.num_devices, per_node)
+    number = nodes // (size // per_node) if size > per_node else nodes * (per_node // size) + rest // size
+    return [config] * number
+
+
 def pipelines(cluster_env: ClusterEnv, num_stages: int, *, remainder: bool) -> list[ParallelConfig]:
     """Return as many pipelines (1, 1, `num_stages`) as the devices allow.
 

@@ -6,15 +6,18 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError, InvalidWorkloadError, SearchInterrupted
+from alpa_serve.placement import ModelPlacement
+from alpa_serve.placement_policy import group_partition
 from alpa_serve.placement_policy.base_policy import BasePlacementPolicy
 from alpa_serve.placement_policy.elite import Elite
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
+from alpa_serve.placement_policy.feasibility import check_room_for_all, check_something_fits
+from alpa_serve.placement_policy.greedy import fill_greedily
 from alpa_serve.placement_policy.model_parallelism_search import ModelParallelismSearch, check_limits
 from alpa_serve.placement_policy.part_runner import NUM_THREADS, LocalRunner
 from alpa_serve.placement_policy.progress import SearchProgress, reporter
+from alpa_serve.placement_policy.rounds import counted_parts, evaluations_per_second, run_round, timed_parts, trial
 from alpa_serve.placement_policy.search_parts import (
     MixedProblem,
     Part,
@@ -30,28 +33,13 @@ from alpa_serve.validation import check_int, check_real
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
+    from alpa_serve.placement import ClusterEnv, ModelData
     from alpa_serve.placement_policy.part_runner import PartRunner
     from alpa_serve.placement_policy.progress import ProgressCallback
     from alpa_serve.placement_policy.search_parts import PartResult
+    from alpa_serve.profiling import ParallelConfig
     from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
-
-EVALUATIONS_PER_PIECE = 200
-"""Evaluations of a chain for each model and each device, given the budget."""
-
-CHAINS = 8
-"""Chains of a round at most; fewer, and longer, where the budget is short for the size of the problem."""
-
-HOT_LOSS = 0.1
-COLD_SHARE = 0.01
-"""Temperature at the start of a chain, times the number of models: what it hurts to serve a model worse; and at its
-end, as a share of that."""
-
-NOISE = 1.0
-"""Spread (of the logarithm) of the weights of models in chains that look for other places."""
-
-_CALIBRATION_S = 0.05
 
 
 class MixedParallelismSearch(BasePlacementPolicy):
@@ -138,12 +126,13 @@ class MixedParallelismSearch(BasePlacementPolicy):
             In the order of groups in which it was simulated; not normalised.
         info : dict
             ``attainment`` and ``score`` of the placement, ``start_attainment`` of the best start, ``num_evaluations``,
-            ``num_rounds``, ``seconds``.
+            ``num_rounds``, ``seconds`` without what is not counted.
 
         Raises
         ------
         InfeasiblePlacementError
-            If nothing can be placed, or with `require_all_models` no placement of all models was found.
+            If nothing can be placed, or with `require_all_models` no placement of all models was found; at once where
+            the models cannot fit by their weights alone.
         InvalidWorkloadError
             If the workload has no request.
         InvalidPlacementError
@@ -151,35 +140,42 @@ class MixedParallelismSearch(BasePlacementPolicy):
         SearchInterrupted
             On Ctrl-C; the best placement so far is attached.
         """
-        compile_kernels(self.rules)
-        began = time.monotonic()
         workload = workload_or_training(train_workload, model_datas)
         if not len(workload):
             raise InvalidWorkloadError("the workload has no request: there is nothing to search a placement for")
         for start in starts:
             start.verify(model_datas, cluster_env)
-        evaluator = PlacementEvaluator(model_datas, cluster_env, workload, rules=self.rules)
-        elite = Elite(evaluator, self.require_all_models)
+        configs = possible_configs(model_datas, cluster_env, self.max_pp, self.max_op)
+        self._check_feasible(model_datas, cluster_env, configs, starts)
+        elite: Elite | None = None
+        seen = list(starts)
         try:
-            for start in (*starts, *self._classic_placements(model_datas, cluster_env, evaluator)):
+            compile_kernels(self.rules)
+            began = time.monotonic()
+            evaluator = PlacementEvaluator(model_datas, cluster_env, workload, rules=self.rules)
+            elite = Elite(evaluator, self.require_all_models)
+            for start in (*starts, *self._classic_placements(model_datas, cluster_env, evaluator, configs, seen)):
                 elite.add(start)
-            configs = set(possible_configs(model_datas, cluster_env, self.max_pp, self.max_op))
+            start_attainment = elite.best.evaluation.goodput
+            others = {config for start in elite.placements for config in start.group_configs}.difference(configs)
             problem = MixedProblem(
                 list(model_datas),
                 cluster_env,
                 workload,
                 self.rules,
-                tuple(sorted(configs.union(*(start.group_configs for start in elite.placements)))),
+                tuple(configs),
+                tuple(sorted(others)),
                 self.require_all_models,
             )
-            start_attainment = elite.best.evaluation.goodput
-            num_evaluations, num_rounds = self._improve(problem, evaluator, elite, began)
+            num_evaluations, num_rounds, seconds = self._improve(problem, evaluator, elite, began)
         except KeyboardInterrupt as interrupt:
-            best = elite.best if elite.placements else None
-            raise SearchInterrupted(
-                placement=None if best is None else best.placement,
-                evaluation=None if best is None else best.evaluation,
-            ) from interrupt
+            if elite is None:
+                raise SearchInterrupted from interrupt
+            for placement in seen:
+                elite.add(placement)
+            if not elite.placements:
+                raise SearchInterrupted from interrupt
+            raise SearchInterrupted(placement=elite.best.placement, evaluation=elite.best.evaluation) from interrupt
         best = elite.best
         if self.require_all_models and len(best.placement.placed_models()) < len(model_datas):
             raise InfeasiblePlacementError(
@@ -192,73 +188,102 @@ class MixedParallelismSearch(BasePlacementPolicy):
             "start_attainment": start_attainment,
             "num_evaluations": num_evaluations,
             "num_rounds": num_rounds,
-            "seconds": time.monotonic() - began,
+            "seconds": seconds,
         }
 
+    def _check_feasible(
+        self,
+        model_datas: Sequence[ModelData],
+        cluster_env: ClusterEnv,
+        configs: Sequence[ParallelConfig],
+        starts: Sequence[ModelPlacement],
+    ) -> None:
+        """Check what can be told without a search."""
+        if not starts:
+            if model_datas and not configs:
+                raise InfeasiblePlacementError(
+                    f"no model is profiled on a group config within max_pp={self.max_pp} and max_op={self.max_op} that "
+                    f"fits {cluster_env.num_devices} devices in nodes of {cluster_env.num_devices_per_node}"
+                )
+            check_something_fits(model_datas, cluster_env, configs)
+        if self.require_all_models:
+            of_starts = {config for start in starts for config in start.group_configs}
+            check_room_for_all(model_datas, cluster_env, of_starts.union(configs))
+
     def _classic_placements(
-        self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, evaluator: PlacementEvaluator
+        self,
+        model_datas: Sequence[ModelData],
+        cluster_env: ClusterEnv,
+        evaluator: PlacementEvaluator,
+        configs: Sequence[ParallelConfig],
+        seen: list[ModelPlacement],
     ) -> list[ModelPlacement]:
-        """Return what AlpaServe's search makes of each shape of groups, holding every model if that is required."""
+        """Return what AlpaServe's search makes of each shape of groups, holding every model if that is required.
+
+        If it has no shape for these models, equal groups of each config. What there is so far is put in `seen`.
+        """
+
+        def note(progress: SearchProgress) -> None:
+            if progress.placement is not None:
+                seen.append(progress.placement)
 
         def search(require_all: bool) -> list[ModelPlacement]:
             policy = ModelParallelismSearch(
-                max_pp=self.max_pp, max_op=self.max_op, require_all_models=require_all, rules=self.rules
+                max_pp=self.max_pp, max_op=self.max_op, require_all_models=require_all, callback=note, rules=self.rules
             )
-            return policy.placements_by_shape(model_datas, cluster_env, evaluator)
+            try:
+                return policy.placements_by_shape(model_datas, cluster_env, evaluator)
+            except InfeasiblePlacementError:
+                return []
 
-        try:
-            return search(self.require_all_models)
-        except InfeasiblePlacementError:
-            if not self.require_all_models:
-                raise
-        # mixed shapes may hold them all
-        return search(False)
+        # mixed shapes may hold all models where no shape does
+        found = search(True) if self.require_all_models else []
+        if not found:
+            found = search(False)
+        if found:
+            return found
+        shapes = [group_partition.equal_groups(cluster_env, config) for config in configs]
+        return [fill_greedily(ModelPlacement.empty_groups(shape), cluster_env, evaluator) for shape in shapes]
 
     def _improve(
         self, problem: MixedProblem, evaluator: PlacementEvaluator, elite: Elite, began: float
-    ) -> tuple[int, int]:
-        """Run rounds of chains until the budget is used; return the numbers of evaluations and rounds."""
+    ) -> tuple[int, int, float]:
+        """Run rounds of chains until the budget is used; return the numbers of evaluations and rounds, and seconds."""
         report = reporter(self.verbose, self.callback)
         budget = self.max_evaluations
+        if budget == 0 or (budget is None and time.monotonic() - began >= self.time_budget):
+            return 0, 0, time.monotonic() - began
+        num_parallel = NUM_THREADS if self.num_workers == 1 else self.num_workers
         prepared = PreparedProblem(problem, evaluator)
         pause = time.monotonic()
         done = rounds = 0
         with self._runner(problem, prepared) as runner:
-            # what is not searching is not counted
-            began += time.monotonic() - pause
-            deadline = math.inf if budget is not None else began + self.time_budget
-            speed = 0.0 if budget is not None else _evaluations_per_second(prepared, elite, deadline)
+            speed = 0.0
+            if budget is None:
+                tried = run_round(runner, [trial(elite, self.seed, self.time_budget)] * num_parallel, elite)
+                done += sum(result.num_evaluations for result in tried)
+                speed = evaluations_per_second(tried)
+                # what is not searching is not counted
+                began += time.monotonic() - pause - max(result.seconds for result in tried)
             while True:
-                seconds = deadline - time.monotonic()
                 if budget is None:
-                    rest = speed * seconds * (NUM_THREADS if self.num_workers == 1 else self.num_workers)
+                    seconds = began + self.time_budget - time.monotonic()
+                    parts = timed_parts(problem, elite, self.seed, rounds, seconds, speed, num_parallel)
                 else:
-                    rest = budget - done
-                if rest < 1 or seconds <= 0:
-                    return done, rounds
-                parts = self._parts(problem, elite, rounds, int(rest), time.time() + seconds)
-                round_began = time.monotonic()
-                results: list[PartResult | None] = [None] * len(parts)
-                try:
-                    for position, result in runner.run(parts):
-                        results[position] = result
-                finally:
-                    # also when it is stopped: in the order of the parts, whichever came first
-                    for ended in results:
-                        if ended is not None:
-                            done += ended.num_evaluations
-                            elite.add(ended.placement)
+                    parts = counted_parts(problem, elite, self.seed, rounds, budget - done)
+                if not parts:
+                    break
+                results = run_round(runner, parts, elite)
                 elite.combine(problem.cluster_env)
+                done += sum(result.num_evaluations for result in results)
                 rounds += 1
-                num_parallel = NUM_THREADS if self.num_workers == 1 else self.num_workers
-                in_parallel = math.ceil(len(parts) / num_parallel)
-                spent = max(time.monotonic() - round_began, 1e-6) / in_parallel
-                speed = parts[0].num_evaluations / spent
                 best = elite.best
                 report(SearchProgress("mixed groups", done, budget or 0, best.evaluation.score, best.placement))
-                if not any(result is not None and result.num_evaluations for result in results):
+                speed = evaluations_per_second(results)
+                if not speed:
                     # nothing can be changed
-                    return done, rounds
+                    break
+            return done, rounds, time.monotonic() - began
 
     def _runner(self, problem: MixedProblem, prepared: PreparedProblem) -> PartRunner[Part, PartResult]:
         if self.num_workers == 1:
@@ -266,42 +291,3 @@ class MixedParallelismSearch(BasePlacementPolicy):
         from alpa_serve.placement_policy.ray_runner import RayRunner
 
         return RayRunner(run_part, problem, self.num_workers, self.address, prepare=PreparedProblem)
-
-    def _parts(self, problem: MixedProblem, elite: Elite, round_number: int, rest: int, deadline: float) -> list[Part]:
-        """Return the chains of a round: some that refine the best, others that look elsewhere."""
-        pieces = len(problem.model_datas) + problem.cluster_env.num_devices
-        length = EVALUATIONS_PER_PIECE * pieces
-        num_chains = max(min(CHAINS, rest // length), NUM_THREADS)
-        length = max(min(length, rest // num_chains), 1)
-        hot = HOT_LOSS / len(problem.model_datas)
-        seeds = np.random.SeedSequence([self.seed, round_number]).generate_state(num_chains, np.uint64)
-        alone = num_chains <= NUM_THREADS
-        parts = []
-        for chain, seed in enumerate(seeds.tolist()):
-            refines = alone or chain % 4 == 0
-            start = elite.placements[0] if refines else elite.some(seed)
-            parts.append(
-                Part(
-                    start=start,
-                    seed=seed,
-                    num_evaluations=length,
-                    hot=hot / (1 + 9 * (refines and round_number > 0)),
-                    cold=hot * COLD_SHARE,
-                    noise=0.0 if refines else NOISE,
-                    deadline=deadline,
-                )
-            )
-        return parts
-
-
-def _evaluations_per_second(prepared: PreparedProblem, elite: Elite, deadline: float) -> float:
-    """Return the speed of a chain on one thread, from a short one."""
-    number = 8
-    while True:
-        began = time.monotonic()
-        part = Part(elite.placements[0], 0, number, 1e-3, 1e-3, 0.0, time.time() + deadline - began)
-        result = run_part(prepared, part, lambda: False)
-        seconds = time.monotonic() - began
-        if seconds > _CALIBRATION_S or result.num_evaluations < number or time.monotonic() >= deadline:
-            return max(result.num_evaluations, 1) / max(seconds, 1e-6)
-        number *= 4

@@ -123,6 +123,8 @@ class ModelParallelismSearch(BasePlacementPolicy):
         workload = workload_or_training(train_workload, model_datas)
         evaluator = PlacementEvaluator(model_datas, cluster_env, workload, rules=self.rules)
         found = self._fill_shapes(shapes, model_datas, cluster_env, evaluator)
+        if not found:
+            raise InfeasiblePlacementError(why_not_all(model_datas, cluster_env, shapes))
         best = found[int(np.argmax(evaluator.get_scores(found)))]
         if self.use_evo_search:
             best = self._evolve(best, found, model_datas, cluster_env, evaluator)
@@ -133,10 +135,12 @@ class ModelParallelismSearch(BasePlacementPolicy):
     ) -> list[ModelPlacement]:
         """Return what fast greedy makes of each shape of groups: the placements that the search chooses from.
 
+        None if every model is required and no shape holds them all.
+
         Raises
         ------
         InfeasiblePlacementError
-            If nothing can be placed, or not every model where that is required.
+            If nothing can be placed.
         """
         return self._fill_shapes(self._possible_shapes(model_datas, cluster_env), model_datas, cluster_env, evaluator)
 
@@ -180,10 +184,7 @@ class ModelParallelismSearch(BasePlacementPolicy):
                     best, best_score = placement, score
                 shown = None if best is None else best_score
                 report(SearchProgress("shapes of groups", number, len(shapes), shown, best))
-        found = [placement for placement in placements if placement is not None]
-        if not found:
-            raise InfeasiblePlacementError(why_not_all(model_datas, cluster_env, shapes))
-        return found
+        return [placement for placement in placements if placement is not None]
 
     def _fill(
         self,
