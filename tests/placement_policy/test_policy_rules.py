@@ -1,5 +1,6 @@
 """Every policy takes serving rules, and simulates by them what it simulates."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from alpa_serve.errors import InvalidWorkloadError
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_policy import (
     ClusterEnv,
+    MixedParallelismSearch,
     ModelParallelismEqual,
     ModelParallelismGreedy,
     ModelParallelismILP,
@@ -30,6 +32,7 @@ BY_PROFILE = replace(MAVERIQ, service="profile")
 CLUSTER = ClusterEnv(4, 5 * GB)
 MODELS = [{"profile": "test-2GB-100ms", "rate": 4.0, "cv": 3.0, "slo": 0.5}] * 3
 SIMULATING = {
+    "MixedParallelismSearch": lambda **options: MixedParallelismSearch(math.inf, max_evaluations=50, **options),
     "ModelParallelismSearch": ModelParallelismSearch,
     "ModelParallelismSearch, separated": lambda **options: ModelParallelismSearch(use_separation=True, **options),
     "ModelParallelismSearch, evolved": lambda **options: ModelParallelismSearch(use_evo_search=True, **options),
@@ -47,9 +50,9 @@ def rules_simulated(monkeypatch):
     """Return the set that collects the rules of every simulation."""
     seen, simulate_counts = set(), evaluator.simulate_counts
 
-    def spy(requests, replicas):
+    def spy(requests, replicas, draws=None):
         seen.add(replicas.rules)
-        return simulate_counts(requests, replicas)
+        return simulate_counts(requests, replicas, draws)
 
     monkeypatch.setattr(evaluator, "simulate_counts", spy)
     return seen
