@@ -48,13 +48,18 @@ OTHERS = [ModelParallelismRR, ModelParallelismILP, SelectiveReplicationILP, Sele
 @pytest.fixture
 def rules_simulated(monkeypatch):
     """Return the set that collects the rules of every simulation."""
-    seen, simulate_counts = set(), evaluator.simulate_counts
+    seen, simulate_counts, search_problem = set(), evaluator.simulate_counts, evaluator.search_problem
 
     def spy(requests, replicas, draws=None):
         seen.add(replicas.rules)
         return simulate_counts(requests, replicas, draws)
 
+    def spy_on_problem(models, *arguments):
+        seen.add(models.rules)
+        return search_problem(models, *arguments)
+
     monkeypatch.setattr(evaluator, "simulate_counts", spy)
+    monkeypatch.setattr(evaluator, "search_problem", spy_on_problem)
     return seen
 
 
