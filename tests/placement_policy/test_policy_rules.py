@@ -9,6 +9,7 @@ from alpa_serve.errors import InvalidWorkloadError
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_policy import (
     ClusterEnv,
+    MixedParallelismSearch,
     ModelParallelismEqual,
     ModelParallelismGreedy,
     ModelParallelismILP,
@@ -30,6 +31,7 @@ BY_PROFILE = replace(MAVERIQ, service="profile")
 CLUSTER = ClusterEnv(4, 5 * GB)
 MODELS = [{"profile": "test-2GB-100ms", "rate": 4.0, "cv": 3.0, "slo": 0.5}] * 3
 SIMULATING = {
+    "MixedParallelismSearch": lambda **options: MixedParallelismSearch(max_evaluations=100, **options),
     "ModelParallelismSearch": ModelParallelismSearch,
     "ModelParallelismSearch, separated": lambda **options: ModelParallelismSearch(use_separation=True, **options),
     "ModelParallelismSearch, evolved": lambda **options: ModelParallelismSearch(use_evo_search=True, **options),
