@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from alpa_serve.placement_policy.part_runner import PartRunner
     from alpa_serve.placement_policy.search_parts import MixedProblem, PartResult
 
-EVALUATIONS_PER_PIECE = 200
-"""Evaluations of a chain for each model and each device, given the budget."""
+EVALUATIONS_PER_PAIR = 8
+FEWEST_EVALUATIONS = 500
+"""Evaluations of a chain for each pair of a model and a device, given the budget, but not fewer than that: many short
+chains find better placements of few models than few long ones, and of many models the other way round."""
 
 CHAINS = 8
 FEWEST_CHAINS = 2
@@ -89,7 +91,8 @@ def _parts(
 
 def _chain_length(problem: MixedProblem) -> int:
     """Return how many evaluations a chain should have."""
-    return EVALUATIONS_PER_PIECE * (len(problem.model_datas) + problem.cluster_env.num_devices)
+    pairs = len(problem.model_datas) * problem.cluster_env.num_devices
+    return max(EVALUATIONS_PER_PAIR * pairs, FEWEST_EVALUATIONS)
 
 
 def _divide(rest: float, length: float, num_parallel: int) -> tuple[int, float]:

@@ -105,16 +105,14 @@ def test_without_a_budget_the_best_start_is_returned(problem, options):
 
 
 def test_equal_seeds_and_evaluations_give_equal_results_on_one_thread_and_two(problem, monkeypatch):
-    def found(seed, number=3000):
-        return search(seed=seed, max_evaluations=number).solve_placement(*problem)
+    def found():
+        return search(seed=1, max_evaluations=3000).solve_placement(*problem)
 
-    (one, info), (again, again_info) = found(1), found(1)
+    (one, info), (again, again_info) = found(), found()
     assert one == again
     assert info["num_evaluations"] == again_info["num_evaluations"] == 3000
-    # chains differ, so that in short searches what they find differs
-    assert len({str(found(seed, 20)[0]) for seed in range(8)}) > 1
     monkeypatch.setattr(search_module, "NUM_THREADS", 1)
-    alone, alone_info = found(1)
+    alone, alone_info = found()
     assert alone == one
     assert alone_info["score"] == info["score"]
 

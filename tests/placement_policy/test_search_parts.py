@@ -67,6 +67,13 @@ def test_a_chain_without_noise_is_not_worse_than_its_start(mixed_cases, serving_
     assert prepared.evaluator.evaluate(found).score >= prepared.evaluator.evaluate(start).score
 
 
+def test_chains_of_different_seeds_differ(datas, workload):
+    cluster = ClusterEnv(8, 5e9)
+    configs = tuple(possible_configs(datas, cluster, 8, 8))
+    prepared = PreparedProblem(MixedProblem(datas, cluster, workload, ALPASERVE, configs, (), False))
+    assert len({str(run_part(prepared, part_of(seed=seed), never_stopped).placement) for seed in range(4)}) == 4
+
+
 def test_a_chain_of_seconds_takes_these_and_cools_down_in_them(datas, workload):
     cluster = ClusterEnv(8, 5e9)
     configs = tuple(possible_configs(datas, cluster, 8, 8))
