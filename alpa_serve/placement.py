@@ -113,9 +113,13 @@ class ModelPlacement:
 
     def __post_init__(self) -> None:
         try:
-            self.group_configs = [
-                check_parallel_config(config, f"group {g}") for g, config in enumerate(self.group_configs)
-            ]
+            configs = list(self.group_configs)
+            # many groups are of one config, and often of the same object
+            first_with: dict[int, int] = {}
+            for g, config in enumerate(configs):
+                first_with.setdefault(id(config), g)
+            checked = {key: check_parallel_config(configs[g], f"group {g}") for key, g in first_with.items()}
+            self.group_configs = [checked[id(config)] for config in configs]
         except InvalidProfileError as error:
             raise InvalidPlacementError(str(error)) from None
         self.group_models = [

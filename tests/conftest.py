@@ -14,6 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from alpa_serve.placement import ModelData, ModelPlacement
+from alpa_serve.placement_policy import ModelParallelismSearch, PlacementEvaluator
+from alpa_serve.placement_policy.attainable import idle_latencies
+from alpa_serve.placement_policy.plan_search import SearchSettings
 from alpa_serve.profiling import ParallelConfig, ProfilingResult, load_test_prof_result, load_test_prof_result_v2
 from alpa_serve.scheduling import ServingRules
 from alpa_serve.simulator.arrivals import GammaProcess
@@ -125,6 +128,26 @@ def random_state_untouched():
     before = states()
     yield
     assert states() == before
+
+
+@pytest.fixture
+def quick_plans(monkeypatch):
+    """Have planners search by AlpaServe's search and bound by what each request attains alone: quick, for hand work."""
+
+    def find(settings, model_datas, cluster_env, workload, starts, callback):
+        policy = ModelParallelismSearch(
+            max_pp=settings.max_pp, max_op=settings.max_op, rules=settings.rules, callback=callback
+        )
+        found = [*starts, policy.solve_placement(model_datas, cluster_env, workload)[0]]
+        scores = PlacementEvaluator(model_datas, cluster_env, workload, rules=settings.rules).get_scores(found)
+        return found[int(scores.argmax())]
+
+    def bound(settings, model_datas, cluster_env, workload, rules):
+        size = cluster_env.num_devices
+        return idle_latencies(model_datas, cluster_env, workload, rules, max_pp=size, max_op=size).limit()
+
+    monkeypatch.setattr(SearchSettings, "find", find)
+    monkeypatch.setattr(SearchSettings, "bound", bound)
 
 
 class SimulatorProblem(NamedTuple):

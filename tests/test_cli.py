@@ -12,6 +12,8 @@ from alpa_serve.placement_policy import SearchProgress
 from alpa_serve.placement_policy.plan_search import SearchSettings
 from alpa_serve.profiling import ParallelConfig
 
+pytestmark = pytest.mark.usefixtures("quick_plans")
+
 SCRIPT = Path(__file__).parent / "serve" / "test_placement_policy_dummy.py"
 SMALL = ["--scale-rate", "0.1"]
 PUBLISHED = "ModelPlacement(group_configs=[ParallelConfig(dp=1, op=4, pp=2)], group_models=[[0, 1, 2, 3]])"

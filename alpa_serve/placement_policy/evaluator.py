@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.scheduling import ALPASERVE, check_rules
+from alpa_serve.scheduling.scheduler import dispatch_draws
 from alpa_serve.simulator.client import simulate_on
 from alpa_serve.simulator.event_controller import Controller
 from alpa_serve.simulator.executable import Executable
@@ -41,6 +42,9 @@ METHODS = ("fast_simulator", "simulator")
 """How placements can be evaluated: compiled, or event by event, with drawn delays and at a thousandth of the speed."""
 
 _MEMO_SIZE = 20_000
+
+_FEW_REQUESTS = 0.1
+"""Share of the requests up to which it is cheaper to pick them out than to pass over all others."""
 
 Island = tuple[tuple["ParallelConfig", tuple[int, ...]], ...]
 """Groups that are linked by the models they share: (config, models) per group, in the order of the groups."""
@@ -150,7 +154,9 @@ class PlacementEvaluator:
 
     def search_problem(self, configs: Sequence[ParallelConfig]) -> SearchProblem:
         """Return the problem in the form of the compiled searches; config ids are positions in `configs`."""
-        weights = np.stack([self.weights(config) for config in configs], axis=1)
+        weights = np.empty((len(self._models), len(configs)))
+        for column, config in enumerate(configs):
+            weights[:, column] = self.weights(config)
         if self._problem is None:
             self._problem = search_problem(self._models, self._requests, configs, weights)
             return self._problem
@@ -165,6 +171,9 @@ class PlacementEvaluator:
         """Return a simulation of `start` (normalised) to which replicas can be added one by one."""
         configs = sorted(set(start.group_configs))
         problem = self.search_problem(configs)
+        # a replica that its profile rules out serves nothing, which only a whole simulation knows
+        rules_out = [set(np.flatnonzero(np.isinf(self.weights(config))).tolist()) for config in start.group_configs]
+        all_serve = all(map(set.isdisjoint, rules_out, start.group_models))
 
         def resimulate(config_ids: list[int], models: list[list[int]]) -> tuple[NDArray[Any], float, NDArray[Any]]:
             evaluation = self.evaluate(ModelPlacement([configs[c] for c in config_ids], models))
@@ -175,7 +184,7 @@ class PlacementEvaluator:
             problem,
             [configs.index(config) for config in start.group_configs],
             start.group_models,
-            None if self.follows_changes else resimulate,
+            None if self.follows_changes and all_serve else resimulate,
         )
 
     def score(self, num_good: int, latency_sum: float, num_replicas: int) -> float:
@@ -240,8 +249,8 @@ class PlacementEvaluator:
             replicas = ReplicaTable.of_groups(
                 self._models, [config for config, _ in island], [models for _, models in island]
             )
-            counts = simulate_counts(self._requests, replicas)
             members = sorted({model_id for _, models in island for model_id in models})
+            counts = self._counts(members, replicas)
             known = (
                 members,
                 replace(
@@ -254,6 +263,18 @@ class PlacementEvaluator:
                 self._memo.clear()
             self._memo[island] = known
         return known
+
+    def _counts(self, members: list[int], replicas: ReplicaTable) -> Counts:
+        """Simulate replicas of these models, on their requests alone where those are few."""
+        if self.model_num_requests[members].sum() > _FEW_REQUESTS * len(self._requests):
+            return simulate_counts(self._requests, replicas)
+        positions = self._requests.positions_of(members)
+        draws = self._draws[positions] if self.rules.dispatch == "random" else None
+        return simulate_counts(self._requests.at(positions), replicas, draws)
+
+    @cached_property
+    def _draws(self) -> NDArray[np.float64]:
+        return dispatch_draws(self.rules, len(self._requests))
 
     def evaluate_all(self, placements: Sequence[ModelPlacement]) -> list[Evaluation]:
         """Return what each placement attains, in their order."""
@@ -297,14 +318,18 @@ def model_weights(model_datas: Sequence[ModelData], config: ParallelConfig) -> N
         If a profile has the config, but no valid weights or batch size 1 on it.
     """
     weights = np.full(len(model_datas), np.inf)
+    # many models may share a profile, and checking one takes time
+    known: dict[int, float] = {}
     for model_id, data in enumerate(model_datas):
         profile = data.profiling_result
         if config in profile.para_dict:
-            try:
-                profile.stage_latency(config)
-                weights[model_id] = profile.weight_bytes(config)
-            except InvalidProfileError as error:
-                raise InvalidProfileError(f"model {data.name!r}: {error}") from error
+            if id(profile) not in known:
+                try:
+                    profile.stage_latency(config)
+                    known[id(profile)] = profile.weight_bytes(config)
+                except InvalidProfileError as error:
+                    raise InvalidProfileError(f"model {data.name!r}: {error}") from error
+            weights[model_id] = known[id(profile)]
     return weights
 
 

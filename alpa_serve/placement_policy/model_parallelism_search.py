@@ -171,20 +171,26 @@ class ModelParallelismSearch(BasePlacementPolicy):
     ) -> list[ModelPlacement]:
         """Fill every shape on two threads, leaving out those that cannot hold every model where that is required."""
         report = reporter(self.verbose, self.callback)
-        placements: list[ModelPlacement | None] = [None] * len(shapes)
+        results: dict[int, ModelPlacement | None] = {}
         best, best_score = None, -np.inf
 
         def fill(_problem: None, configs: Sequence[ParallelConfig], stopped: Stopped) -> ModelPlacement | None:
             return self._fill(configs, model_datas, cluster_env, evaluator, stopped)
 
         with LocalRunner(fill, None, NUM_THREADS) as runner:
-            for number, (position, placement) in enumerate(runner.run(shapes), start=1):
-                placements[position] = placement
-                if placement is not None and (score := evaluator.evaluate(placement).score) > best_score:
-                    best, best_score = placement, score
-                shown = None if best is None else best_score
-                report(SearchProgress("shapes of groups", number, len(shapes), shown, best))
-        return [placement for placement in placements if placement is not None]
+            number = 0
+            for position, result in runner.run(shapes):
+                results[position] = result
+                # in the order of the shapes, whichever is done first: who ends the search by its reports ends it alike
+                while number in results:
+                    placement = results[number]
+                    number += 1
+                    if placement is not None and (score := evaluator.evaluate(placement).score) > best_score:
+                        best, best_score = placement, score
+                    shown = None if best is None else best_score
+                    report(SearchProgress("shapes of groups", number, len(shapes), shown, best))
+        in_order = [results[position] for position in range(len(shapes))]
+        return [placement for placement in in_order if placement is not None]
 
     def _fill(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.problem import ReplicaTable, RequestTable
 
+Seconds = TypeVar("Seconds", float, "NDArray[np.float64]")
+
 _NO_STALLS = np.empty((0, 2))
 
 
@@ -33,7 +35,7 @@ _ROUNDING = 1.5 * 2.0**28
 """Adding and subtracting this rounds a double to a multiple of 2^-24."""
 
 
-def rounded_seconds(seconds: float) -> float:
+def rounded_seconds(seconds: Seconds) -> Seconds:
     """Round to a multiple of 2^-24 s (60 ns), below 10^8 s.
 
     Sums of such figures are exact up to 5 * 10^8 s, so they do not depend on the order of summation.
@@ -103,9 +105,17 @@ class Counts:
     group_num_requests: NDArray[np.int64]
 
 
-def simulate_counts(requests: RequestTable, replicas: ReplicaTable) -> Counts:
-    """Simulate by the rules that `replicas` was made with, and only count, without figures per request."""
-    return _run(requests, replicas, RequestOutcomes.empty())
+def simulate_counts(requests: RequestTable, replicas: ReplicaTable, draws: NDArray[np.float64] | None = None) -> Counts:
+    """Simulate by the rules that `replicas` was made with, and only count, without figures per request.
+
+    Parameters
+    ----------
+    requests : RequestTable
+    replicas : ReplicaTable
+    draws : ndarray of float64, shape (n,), optional
+        As of :func:`simulate_requests`.
+    """
+    return _run(requests, replicas, RequestOutcomes.empty(), draws=draws)
 
 
 def simulate_requests(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from alpa_serve.errors import InvalidPlacementError
 from alpa_serve.simulator.compiled import compiled
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ FREE = -1
 """Config of a slot that has no group."""
 
 _ADDED, _REMOVED, _CONFIG, _NODE = 0, 1, 2, 3
+
+_LOG_PER_MODEL, _LOG_PER_SLOT = 32, 8
+"""Room in the log: a step of a search clears and fills a few groups before it is undone or kept."""
 
 
 class Groups(NamedTuple):
@@ -76,9 +80,14 @@ def make_groups(
         Model ids of each group.
     nodes : sequence of int, optional
         First node of each group; 0 if left out.
+
+    Raises
+    ------
+    InvalidPlacementError
+        If there are more groups than slots, or a group holds a model twice or one that does not exist.
     """
-    # no single change touches a replica more than a few times
-    log_size = 8 * (num_models + 4) * 4
+    _check_groups(num_slots, num_models, configs, models)
+    log_size = _LOG_PER_MODEL * (num_models + 4) + _LOG_PER_SLOT * num_slots
     groups = Groups(
         config=np.full(num_slots, FREE, np.int64),
         node=np.zeros(num_slots, np.int64),
@@ -100,18 +109,32 @@ def make_groups(
     return groups
 
 
+def _check_groups(num_slots: int, num_models: int, configs: Sequence[int], models: Sequence[Sequence[int]]) -> None:
+    """Check what compiled code would write beyond its arrays for."""
+    if len(configs) != len(models):
+        raise InvalidPlacementError(f"{len(configs)} configs but models of {len(models)} groups")
+    if len(configs) > num_slots:
+        raise InvalidPlacementError(f"{len(configs)} groups do not fit in {num_slots} slots")
+    for group_id, members in enumerate(models):
+        for model in members:
+            if not 0 <= model < num_models:
+                raise InvalidPlacementError(f"group {group_id}: no model {model}; models are 0 to {num_models - 1}")
+        if len(set(members)) < len(members):
+            raise InvalidPlacementError(f"group {group_id} holds a model twice: {list(members)}")
+
+
 @compiled
 def add_replica(groups: Groups, slot: int, model: int) -> None:
     """Put a model into a group that lacks it."""
-    _insert(groups, slot, model)
     _note(groups, _ADDED, slot, model)
+    _insert(groups, slot, model)
 
 
 @compiled
 def remove_replica(groups: Groups, slot: int, model: int) -> None:
     """Take a model out of a group that holds it."""
-    _delete(groups, slot, model)
     _note(groups, _REMOVED, slot, model)
+    _delete(groups, slot, model)
 
 
 @compiled
@@ -123,7 +146,10 @@ def clear_group(groups: Groups, slot: int) -> None:
 
 @compiled
 def set_config(groups: Groups, slot: int, config: int) -> None:
-    """Give a group that holds no model another config, or free its slot."""
+    """Give a group that holds no model another config, or free its slot.
+
+    Models that it held before, or will hold, are on record as changed, which is why nothing else has to be.
+    """
     _note(groups, _CONFIG, slot, groups.config[slot])
     groups.config[slot] = config
 
@@ -152,15 +178,9 @@ def undo(groups: Groups) -> None:
 
 
 @compiled
-def is_config_change(groups: Groups, k: int) -> bool:
-    """Tell whether entry `k` of the log is a change of config."""
-    return groups.log[k, 0] == _CONFIG
-
-
-@compiled
 def is_replica_change(groups: Groups, k: int) -> bool:
     """Tell whether entry `k` of the log is a replica added or removed."""
-    return groups.log[k, 0] <= _REMOVED
+    return bool(groups.log[k, 0] <= _REMOVED)
 
 
 @compiled
@@ -219,13 +239,15 @@ def _sorts_before(groups: Groups, slot: int, other: int) -> bool:
     n, m = groups.num_models[slot], groups.num_models[other]
     for k in range(min(n, m)):
         if groups.models[slot, k] != groups.models[other, k]:
-            return groups.models[slot, k] < groups.models[other, k]
-    return n < m
+            return bool(groups.models[slot, k] < groups.models[other, k])
+    return bool(n < m)
 
 
 @compiled
 def _note(groups: Groups, kind: int, slot: int, value: int) -> None:
     k = groups.log_length[0]
+    if k == len(groups.log):
+        raise OverflowError("the log of changes is full: they have to be undone or forgotten now and then")
     groups.log[k, 0] = kind
     groups.log[k, 1] = slot
     groups.log[k, 2] = value

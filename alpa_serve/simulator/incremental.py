@@ -11,12 +11,12 @@ Groups must have queues of their own: one queue for all would make everything di
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from alpa_serve.simulator.compiled import compiled, inlined
-from alpa_serve.simulator.groups import is_config_change, is_replica_change, resort_slots
+from alpa_serve.simulator.groups import is_replica_change, resort_slots
 from alpa_serve.simulator.recorded import (
     ADMITTED,
     MET,
@@ -26,7 +26,9 @@ from alpa_serve.simulator.recorded import (
     rounded_seconds,
     time_request,
     token_seconds,
+    with_spare_room,
 )
+from alpa_serve.simulator.search_problem import BLOCK, num_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 _UNCHANGED, _REORDERED, _CHANGED = 0, 1, 2
 """Whether a model's groups are as recorded, in another order of rank, or others."""
 
-_NEVER = np.int64(2**62)
 _LAST_TURN = np.int64(2**31 - 1)
 
 
@@ -51,59 +52,45 @@ class Difference(NamedTuple):
         What changed for each model.
     changed_models : ndarray of int64, shape (num_models,)
     num_changed : ndarray of int64, shape (1,)
-    renewed : ndarray of bool, shape (num_slots,)
-        Groups that are others than those on record.
     differs : ndarray of bool, shape (num_slots,)
         Groups whose clocks differ from the record at the moment.
     recorded, actual : ndarray of float64, shape (num_slots, max_stages + 1)
         Clocks of those groups on record and in fact.
     passed : ndarray of int64, shape (num_slots,)
         Requests that each group admitted, on record, up to where it was last looked at.
-    num_differing : ndarray of int64, shape (num_models,)
-        Groups of each model whose clocks differ.
-    position : ndarray of int64, shape (num_models,)
-        Next request of each model to look at; -1 if none was looked at.
-    next_turn : ndarray of int64, shape (num_models,)
-        Its turn.
-    heap, heap_place : ndarray of int64, shape (num_models,)
-        Models by their next turn, and the place of each there; -1 if it is not.
-    heap_size : ndarray of int64, shape (1,)
-    slot_touched, model_touched : ndarray of bool
-    touched_slots, touched_models : ndarray of int64
-        What has to be cleaned up afterwards.
-    num_touched : ndarray of int64, shape (2,)
+    num_reasons : ndarray of int32, shape (num_models,)
+        Why requests of each model have to be looked at: its groups whose clocks differ, and one more if they changed.
+    watched : ndarray of int64, shape (num_words,)
+        The models that there is a reason for, as in :attr:`SearchProblem.models_of_block`.
     request : ndarray of int64, shape (n,)
         Requests that fare differently, in the order of their arrivals.
+    turn : ndarray of int32, shape (n,)
     group : ndarray of int32, shape (n,)
     flags : ndarray of uint8, shape (n,)
     state : ndarray of float64, shape (n, max_stages + 1)
     length : ndarray of int64, shape (1,)
+    model_num_good : ndarray of int64, shape (num_models,)
+    model_latency : ndarray of float64, shape (num_models,)
+        By how much those figures of the record grow.
     """
 
     change: NDArray[np.uint8]
     changed_models: NDArray[np.int64]
     num_changed: NDArray[np.int64]
-    renewed: NDArray[np.bool_]
     differs: NDArray[np.bool_]
     recorded: NDArray[np.float64]
     actual: NDArray[np.float64]
     passed: NDArray[np.int64]
-    num_differing: NDArray[np.int64]
-    next_turn: NDArray[np.int64]
-    position: NDArray[np.int64]
-    heap: NDArray[np.int64]
-    heap_place: NDArray[np.int64]
-    heap_size: NDArray[np.int64]
-    slot_touched: NDArray[np.bool_]
-    model_touched: NDArray[np.bool_]
-    touched_slots: NDArray[np.int64]
-    touched_models: NDArray[np.int64]
-    num_touched: NDArray[np.int64]
+    num_reasons: NDArray[np.int32]
+    watched: NDArray[np.int64]
     request: NDArray[np.int64]
+    turn: NDArray[np.int32]
     group: NDArray[np.int32]
     flags: NDArray[np.uint8]
     state: NDArray[np.float64]
     length: NDArray[np.int64]
+    model_num_good: NDArray[np.int64]
+    model_latency: NDArray[np.float64]
 
 
 def make_difference(num_requests: int, num_slots: int, num_models: int, max_stages: int) -> Difference:
@@ -112,38 +99,32 @@ def make_difference(num_requests: int, num_slots: int, num_models: int, max_stag
         change=np.zeros(num_models, np.uint8),
         changed_models=np.zeros(num_models, np.int64),
         num_changed=np.zeros(1, np.int64),
-        renewed=np.zeros(num_slots, np.bool_),
         differs=np.zeros(num_slots, np.bool_),
         recorded=np.zeros((num_slots, max_stages + 1)),
         actual=np.zeros((num_slots, max_stages + 1)),
         passed=np.zeros(num_slots, np.int64),
-        num_differing=np.zeros(num_models, np.int64),
-        next_turn=np.full(num_models, _NEVER),
-        position=np.full(num_models, -1, np.int64),
-        heap=np.zeros(num_models, np.int64),
-        heap_place=np.full(num_models, -1, np.int64),
-        heap_size=np.zeros(1, np.int64),
-        slot_touched=np.zeros(num_slots, np.bool_),
-        model_touched=np.zeros(num_models, np.bool_),
-        touched_slots=np.zeros(num_slots, np.int64),
-        touched_models=np.zeros(num_models, np.int64),
-        num_touched=np.zeros(2, np.int64),
+        num_reasons=np.zeros(num_models, np.int32),
+        watched=np.zeros(num_words(num_models), np.int64),
         request=np.zeros(num_requests, np.int64),
+        turn=np.zeros(num_requests, np.int32),
         group=np.zeros(num_requests, np.int32),
         flags=np.zeros(num_requests, np.uint8),
         state=np.zeros((num_requests, max_stages + 1)),
         length=np.zeros(1, np.int64),
+        model_num_good=np.zeros(num_models, np.int64),
+        model_latency=np.zeros(num_models),
     )
 
 
 @compiled
 def note_changes(groups: Groups, difference: Difference) -> None:
-    """Take from the log of `groups` which models and groups changed."""
+    """Take from the log of `groups` which models are in other groups now.
+
+    A group that was renewed, or freed, held no model at that moment: all that it held or holds have changed, so all
+    requests that it ever had to do with are looked at, and what its clocks were and are is seen from them.
+    """
     for k in range(groups.log_length[0]):
-        slot = groups.log[k, 1]
-        if is_config_change(groups, k):
-            difference.renewed[slot] = True
-        elif is_replica_change(groups, k):
+        if is_replica_change(groups, k):
             _note_model(difference, groups.log[k, 2], _CHANGED)
 
 
@@ -195,19 +176,18 @@ def find_difference(
     input_tokens, output_tokens, token_rates = problem.input_tokens, problem.output_tokens, problem.token_rates
     profile, stages_of = problem.latency, problem.num_stages
     first_request, turns = problem.first_request, problem.turn
+    by_turn, model_by_turn, models_of_block = problem.by_turn, problem.model_by_turn, problem.models_of_block
     configs, slots, num_replicas = groups.config, groups.slots, groups.num_replicas
     models, num_models = groups.models, groups.num_models
     old_groups, old_flags_of, state = record.group, record.flags, record.state
-    by_turn = problem.by_turn
     first_entry, num_entries = record.first_entry, record.num_entries
     log_turn, log_busy, passed = record.log_turn, record.log_busy, difference.passed
-    differs, renewed = difference.differs, difference.renewed
+    differs = difference.differs
     recorded, actual = difference.recorded, difference.actual
-    change, num_differing = difference.change, difference.num_differing
-    next_turn, position = difference.next_turn, difference.position
-    heap, heap_place, heap_size = difference.heap, difference.heap_place, difference.heap_size
-    out_request, out_group, out_flags = difference.request, difference.group, difference.flags
-    out_state = difference.state
+    change, num_reasons, watched = difference.change, difference.num_reasons, difference.watched
+    out_request, out_turn, out_group = difference.request, difference.turn, difference.group
+    out_flags, out_state = difference.flags, difference.state
+    model_num_good, model_latency = difference.model_num_good, difference.model_latency
     columns = state.shape[1]
     last = columns - 1
     ends = np.empty(columns)
@@ -215,44 +195,36 @@ def find_difference(
     latency_here = np.empty(columns)
     became = np.empty(2, np.int64)
     length = 0
-    num_good = 0
-    latency_sum = 0.0
-    for slot in range(len(renewed)):
-        passed[slot] = 0
-        if renewed[slot]:
-            _touch(difference.slot_touched, difference.touched_slots, difference.num_touched, 0, slot)
-            differs[slot] = True
-            for k in range(columns):
-                actual[slot, k] = 0.0
-            for k in range(num_models[slot]):
-                model = models[slot, k]
-                _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, model)
-                num_differing[model] += 1
+    passed[:] = 0
+    model_num_good[:] = 0
+    model_latency[:] = 0.0
+    num_watched = 0
     for k in range(difference.num_changed[0]):
-        model = difference.changed_models[k]
-        _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, model)
-        _go_on(
-            first_request,
-            turns,
-            old_flags_of,
-            kind.at_random,
-            change,
-            num_differing,
-            next_turn,
-            position,
-            heap,
-            heap_place,
-            heap_size,
-            model,
-        )
+        num_watched += _watch(num_reasons, watched, difference.changed_models[k])
+    # while nothing differs, mostly one model is looked at: its requests lie together
+    own, own_end = 0, 0
+    if difference.num_changed[0] == 1:
+        own = first_request[difference.changed_models[0]]
+        own_end = first_request[difference.changed_models[0] + 1]
+    turn = -1
     looked_at = 0
-    while heap_size[0]:
-        model = heap[0]
-        i = position[model]
-        turn = next_turn[model]
-        if change[model] == _UNCHANGED and num_differing[model] == 0:
-            # its groups are as recorded again
-            _leave_heap(heap, heap_place, heap_size, next_turn, model)
+    while num_watched:
+        if num_watched == 1 and own_end:
+            while own < own_end and turns[own] <= turn:
+                own += 1
+            if own == own_end:
+                break
+            i = own
+            turn = turns[own]
+        else:
+            turn = _next_watched(models_of_block, model_by_turn, num_reasons, watched, turn + 1)
+            if turn == len(by_turn):
+                break
+            i = by_turn[turn]
+        model = model_by_turn[turn]
+        old_flags = old_flags_of[i]
+        if change[model] == _REORDERED and num_reasons[model] == 1 and not (kind.at_random or old_flags & TIED):
+            # ranks decide ties only
             continue
         looked_at += 1
         if looked_at > most:
@@ -328,11 +300,10 @@ def find_difference(
                     flags |= MET
         # what that makes different: groups whose clocks are now other than recorded, or as recorded again
         old_slot = old_groups[i]
-        old_flags = old_flags_of[i]
         is_in, was_in = flags & ADMITTED, old_flags & ADMITTED
         is_same = is_in == was_in
         num_became = 0
-        if is_in and was_in and slot == old_slot and not renewed[slot]:
+        if is_in and was_in and slot == old_slot:
             for k in range(columns):
                 is_same = is_same and ends[k] == state[i, k]
             for k in range(columns):
@@ -342,7 +313,7 @@ def find_difference(
                 became[0] = slot
                 num_became = 1
         else:
-            if was_in and not renewed[old_slot]:
+            if was_in:
                 found = -1
                 if not differs[old_slot]:
                     there = num_admitted_before(first_entry, num_entries, log_turn, old_slot, turn, passed[old_slot])
@@ -365,84 +336,48 @@ def find_difference(
                         recorded[slot, k] = before[k]
                     actual[slot, k] = ends[k]
                     equal = equal and recorded[slot, k] == ends[k]
-                if equal == differs[slot] and not renewed[slot]:
+                if equal == differs[slot]:
                     became[num_became] = slot
                     num_became += 1
             is_same = is_same and not is_in
         for b in range(num_became):
             turned = became[b]
             differs[turned] = not differs[turned]
-            if not differs[turned]:
-                for k in range(num_models[turned]):
-                    num_differing[models[turned, k]] -= 1
-                continue
-            _touch(difference.slot_touched, difference.touched_slots, difference.num_touched, 0, turned)
             for k in range(num_models[turned]):
-                other_model = models[turned, k]
-                num_differing[other_model] += 1
-                if num_differing[other_model] > 1 or change[other_model] == _CHANGED:
-                    continue
-                _touch(difference.model_touched, difference.touched_models, difference.num_touched, 1, other_model)
-                if other_model == model:
-                    continue
-                place = _first_after(first_request, turns, other_model, turn, position[other_model])
-                if place < first_request[other_model + 1] and turns[place] < next_turn[other_model]:
-                    position[other_model] = place
-                    _put_in_heap(heap, heap_place, heap_size, next_turn, other_model, turns[place])
+                if differs[turned]:
+                    num_watched += _watch(num_reasons, watched, models[turned, k])
+                else:
+                    num_watched -= _stop_watching(num_reasons, watched, models[turned, k])
         if flags != old_flags or slot != old_slot or not is_same:
             out_request[length] = i
+            out_turn[length] = turn
             out_group[length] = slot
             out_flags[length] = flags
+            model_num_good[model] += ((flags & MET) != 0) - ((old_flags & MET) != 0)
             if is_in:
                 for k in range(columns):
                     out_state[length, k] = ends[k]
-            length += 1
-            num_good += ((flags & MET) != 0) - ((old_flags & MET) != 0)
-            if is_in:
-                latency_sum += rounded_seconds(latency)
+                model_latency[model] += rounded_seconds(latency)
             if was_in:
-                latency_sum -= _recorded_latency(state, columns, i, problem.overhead, arrival)
-        _go_on(
-            first_request,
-            turns,
-            old_flags_of,
-            kind.at_random,
-            change,
-            num_differing,
-            next_turn,
-            position,
-            heap,
-            heap_place,
-            heap_size,
-            model,
-        )
+                model_latency[model] -= _recorded_latency(state, columns, i, problem.overhead, arrival)
+            length += 1
     difference.length[0] = length
+    num_good, latency_sum = 0, 0.0
+    for m in range(len(model_num_good)):
+        num_good += model_num_good[m]
+        latency_sum += model_latency[m]
     return looked_at, num_good, latency_sum
 
 
 @compiled
 def forget(groups: Groups, difference: Difference) -> None:
     """Forget a difference and the changes noted, and empty the log of `groups`."""
-    for k in range(difference.num_touched[0]):
-        slot = difference.touched_slots[k]
-        difference.slot_touched[slot] = False
-        difference.differs[slot] = False
-        difference.renewed[slot] = False
-    for k in range(difference.num_touched[1]):
-        model = difference.touched_models[k]
-        difference.model_touched[model] = False
-        difference.change[model] = _UNCHANGED
-        difference.num_differing[model] = 0
-        difference.next_turn[model] = _NEVER
-        difference.position[model] = -1
-        difference.heap_place[model] = -1
+    difference.differs[:] = False
+    difference.num_reasons[:] = 0
+    difference.watched[:] = 0
     for k in range(difference.num_changed[0]):
         difference.change[difference.changed_models[k]] = _UNCHANGED
-    for k in range(groups.log_length[0]):
-        difference.renewed[groups.log[k, 1]] = False
     difference.num_changed[0] = 0
-    difference.num_touched[:] = 0
-    difference.heap_size[0] = 0
     difference.length[0] = 0
     groups.log_length[0] = 0
 
@@ -450,100 +385,149 @@ def forget(groups: Groups, difference: Difference) -> None:
 @compiled
 def put_on_record(problem: SearchProblem, groups: Groups, record: Record, difference: Difference) -> None:
     """Put a difference on record."""
-    turns, arrivals, model_by_turn = problem.turn, problem.arrivals, problem.model_by_turn
+    stages_of, configs = problem.num_stages, groups.config
     old_groups, all_flags, state = record.group, record.flags, record.state
-    requests, new_groups, new_flags = difference.request, difference.group, difference.flags
-    new_state = difference.state
-    model_num_good, model_latency = record.model_num_good, record.model_latency
+    requests, turns = difference.request, difference.turn
+    new_groups, new_flags, new_state = difference.group, difference.flags, difference.state
     group_num_requests = record.group_num_requests
     columns = state.shape[1]
     length = difference.length[0]
     num_slots = len(record.first_entry)
+    # element by element: whole arrays take seconds to compile
+    for model in range(len(record.model_num_good)):
+        record.model_num_good[model] += difference.model_num_good[model]
+        record.model_latency[model] += difference.model_latency[model]
     # entries of the log that go and come, by group
-    num_gone = np.zeros(num_slots + 1, np.int64)
-    num_come = np.zeros(num_slots + 1, np.int64)
+    gone_end = np.zeros(num_slots + 1, np.int64)
+    come_end = np.zeros(num_slots + 1, np.int64)
     for k in range(length):
         i = requests[k]
         if all_flags[i] & ADMITTED:
-            num_gone[old_groups[i] + 1] += 1
+            gone_end[old_groups[i] + 1] += 1
         if new_flags[k] & ADMITTED:
-            num_come[new_groups[k] + 1] += 1
+            come_end[new_groups[k] + 1] += 1
     for slot in range(num_slots):
-        num_gone[slot + 1] += num_gone[slot]
-        num_come[slot + 1] += num_come[slot]
-    gone = np.empty(num_gone[num_slots], np.int32)
-    come = np.empty(num_come[num_slots], np.int32)
-    come_busy = np.empty(num_come[num_slots])
-    gone_end, come_end = num_gone.copy(), num_come.copy()
+        gone_end[slot + 1] += gone_end[slot]
+        come_end[slot + 1] += come_end[slot]
+    # each end counts up from the start of its group
+    gone_start, come_start = gone_end.copy(), come_end.copy()
+    gone = np.empty(gone_end[num_slots], np.int32)
+    come = np.empty(come_end[num_slots], np.int32)
+    come_busy = np.empty(come_end[num_slots])
     for k in range(length):
         i, slot, flags = requests[k], new_groups[k], new_flags[k]
-        turn = turns[i]
-        model = model_by_turn[turn]
         old_slot, old_flags = old_groups[i], all_flags[i]
         if old_flags & ADMITTED:
-            model_latency[model] -= _recorded_latency(state, columns, i, problem.overhead, arrivals[i])
-            gone[gone_end[old_slot]] = turn
+            gone[gone_end[old_slot]] = turns[k]
             gone_end[old_slot] += 1
         if flags & ADMITTED:
             for column in range(columns):
                 state[i, column] = new_state[k, column]
-            model_latency[model] += _recorded_latency(state, columns, i, problem.overhead, arrivals[i])
-            come[come_end[slot]] = turn
-            come_busy[come_end[slot]] = state[i, problem.num_stages[groups.config[slot]] - 1]
+            come[come_end[slot]] = turns[k]
+            come_busy[come_end[slot]] = new_state[k, stages_of[configs[slot]] - 1]
             come_end[slot] += 1
         if old_slot >= 0:
             group_num_requests[old_slot] -= 1
         if slot >= 0:
             group_num_requests[slot] += 1
-        model_num_good[model] += ((flags & MET) != 0) - ((old_flags & MET) != 0)
         old_groups[i] = slot
         all_flags[i] = flags
+    most = 0
     for slot in range(num_slots):
-        if num_gone[slot] < num_gone[slot + 1] or num_come[slot] < num_come[slot + 1]:
-            _rewrite_entries(
-                record,
-                slot,
-                gone[num_gone[slot] : num_gone[slot + 1]],
-                come[num_come[slot] : num_come[slot + 1]],
-                come_busy[num_come[slot] : num_come[slot + 1]],
-            )
+        most = max(most, record.num_entries[slot])
+    most += length
+    new_turn, new_busy = np.empty(most, np.int32), np.empty(most)
+    for slot in range(num_slots):
+        g, g_end, c, c_end = gone_start[slot], gone_end[slot], come_start[slot], come_end[slot]
+        if g < g_end or c < c_end:
+            _rewrite_entries(record, slot, gone, g, g_end, come, come_busy, c, c_end, new_turn, new_busy)
 
 
 @compiled
 def _rewrite_entries(
-    record: Record, slot: int, gone: NDArray[np.int32], come: NDArray[np.int32], come_busy: NDArray[np.float64]
+    record: Record,
+    slot: int,
+    gone: NDArray[np.int32],
+    g: int,
+    gone_end: int,
+    come: NDArray[np.int32],
+    come_busy: NDArray[np.float64],
+    c: int,
+    come_end: int,
+    new_turn: NDArray[np.int32],
+    new_busy: NDArray[np.float64],
 ) -> None:
-    """Write the log of a group anew, without the turns that are gone and with those that came."""
-    number = record.num_entries[slot] - len(gone) + len(come)
+    """Change the log of a group, without the turns gone[g:gone_end] and with those in come[c:come_end].
+
+    It is written to `new_turn` and `new_busy` from the first change on, then back: the log stays small enough for
+    the caches.
+    """
     log_turn, log_busy = record.log_turn, record.log_busy
-    k = reserve_entries(record, number)
+    number = record.num_entries[slot] - (gone_end - g) + (come_end - c)
     source = record.first_entry[slot]
     end = source + record.num_entries[slot]
-    record.first_entry[slot] = k
-    record.num_entries[slot] = number
-    g = 0
-    c = 0
-    while g < len(gone) or c < len(come):
-        next_gone = gone[g] if g < len(gone) else _LAST_TURN
-        next_come = come[c] if c < len(come) else _LAST_TURN
+    same = -1
+    k = 0
+    while g < gone_end or c < come_end:
+        next_gone = gone[g] if g < gone_end else _LAST_TURN
+        next_come = come[c] if c < come_end else _LAST_TURN
         until = min(next_gone, next_come)
-        while source < end and log_turn[source] < until:
-            log_turn[k] = log_turn[source]
-            log_busy[k] = log_busy[source]
-            source += 1
-            k += 1
+        kept = _first_from(log_turn, source, end, int(until)) - source
+        if same < 0:
+            same = kept
+        else:
+            for j in range(kept):
+                new_turn[k + j] = log_turn[source + j]
+            for j in range(kept):
+                new_busy[k + j] = log_busy[source + j]
+            k += kept
+        source += kept
         if next_gone == until:
             source += 1
             g += 1
         if next_come == until:
-            log_turn[k] = next_come
-            log_busy[k] = come_busy[c]
+            new_turn[k] = next_come
+            new_busy[k] = come_busy[c]
             c += 1
             k += 1
-    for rest in range(source, end):
-        log_turn[k] = log_turn[rest]
-        log_busy[k] = log_busy[rest]
-        k += 1
+    rest = end - source
+    for j in range(rest):
+        new_turn[k + j] = log_turn[source + j]
+    for j in range(rest):
+        new_busy[k + j] = log_busy[source + j]
+    k += rest
+    if number > record.room[slot]:
+        to = reserve_entries(record, slot, with_spare_room(number))
+        first = record.first_entry[slot]
+        for j in range(same):
+            log_turn[to + j] = log_turn[first + j]
+        for j in range(same):
+            log_busy[to + j] = log_busy[first + j]
+        record.first_entry[slot] = to
+    to = record.first_entry[slot] + same
+    for j in range(k):
+        log_turn[to + j] = new_turn[j]
+    for j in range(k):
+        log_busy[to + j] = new_busy[j]
+    record.num_entries[slot] = number
+
+
+@inlined
+def _first_from(log_turn: NDArray[np.int32], start: Any, end: Any, turn: int) -> Any:
+    """Return the first of the entries `start` to `end` - 1 whose turn is not before `turn`; likely an early one."""
+    low = start
+    step = 1
+    while low + step <= end and log_turn[low + step - 1] < turn:
+        low += step
+        step *= 2
+    high = min(low + step - 1, end)
+    while low < high:
+        middle = (low + high) // 2
+        if log_turn[middle] < turn:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @inlined
@@ -556,131 +540,45 @@ def _recorded_latency(state: NDArray[np.float64], columns: int, i: int, overhead
 
 
 @inlined
-def _first_after(
-    first_request: NDArray[np.int64], turns: NDArray[np.int32], model: int, turn: int, position: int
+def _next_watched(
+    models_of_block: NDArray[np.int64],
+    model_by_turn: NDArray[np.int32],
+    num_reasons: NDArray[np.int32],
+    watched: NDArray[np.int64],
+    start: int,
 ) -> int:
-    """Return the first request of a model after a turn, searching from an earlier one."""
-    end = first_request[model + 1]
-    low = first_request[model]
-    high = end
-    if position >= low and turns[position] <= turn:
-        # the next one is likely near
-        low = position + 1
-        step = 1
-        while low + step < end and turns[low + step] <= turn:
-            low += step
-            step *= 2
-        high = min(low + step, end)
-    while low < high:
-        middle = (low + high) // 2
-        if turns[middle] <= turn:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@inlined
-def _go_on(
-    first_request: NDArray[np.int64],
-    turns: NDArray[np.int32],
-    flags: NDArray[np.uint8],
-    at_random: bool,
-    change: NDArray[np.uint8],
-    num_differing: NDArray[np.int64],
-    next_turn: NDArray[np.int64],
-    position: NDArray[np.int64],
-    heap: NDArray[np.int64],
-    heap_place: NDArray[np.int64],
-    heap_size: NDArray[np.int64],
-    model: int,
-) -> None:
-    """Go on to the next request of a model that has to be looked at, the first one if none was."""
-    start, end = first_request[model], first_request[model + 1]
-    place = position[model]
-    place = start if place < start else place + 1
-    if change[model] == _REORDERED and num_differing[model] == 0 and not at_random:
-        # ranks decide ties only
-        while place < end and not flags[place] & TIED:
-            place += 1
-    if place < end and (change[model] != _UNCHANGED or num_differing[model] > 0):
-        position[model] = place
-        _put_in_heap(heap, heap_place, heap_size, next_turn, model, turns[place])
-    else:
-        _leave_heap(heap, heap_place, heap_size, next_turn, model)
-
-
-@inlined
-def _touch(
-    is_touched: NDArray[np.bool_], touched: NDArray[np.int64], num_touched: NDArray[np.int64], which: int, number: int
-) -> None:
-    """Add a slot or a model to those that have to be cleaned up."""
-    if not is_touched[number]:
-        is_touched[number] = True
-        touched[num_touched[which]] = number
-        num_touched[which] += 1
-
-
-@inlined
-def _put_in_heap(
-    heap: NDArray[np.int64],
-    heap_place: NDArray[np.int64],
-    heap_size: NDArray[np.int64],
-    next_turn: NDArray[np.int64],
-    model: int,
-    turn: int,
-) -> None:
-    """Set the next turn of a model, in the heap already or not."""
-    place = heap_place[model]
-    if place < 0:
-        place = heap_size[0]
-        heap_size[0] += 1
-    next_turn[model] = turn
-    _sift(heap, heap_place, next_turn, heap_size[0], place, model)
-
-
-@inlined
-def _leave_heap(
-    heap: NDArray[np.int64],
-    heap_place: NDArray[np.int64],
-    heap_size: NDArray[np.int64],
-    next_turn: NDArray[np.int64],
-    model: int,
-) -> None:
-    """Take a model out of the heap, if it is there."""
-    place = heap_place[model]
-    next_turn[model] = _NEVER
-    if place < 0:
-        return
-    heap_place[model] = -1
-    heap_size[0] -= 1
-    size = heap_size[0]
-    if place < size:
-        _sift(heap, heap_place, next_turn, size, place, heap[size])
-
-
-@inlined
-def _sift(
-    heap: NDArray[np.int64],
-    heap_place: NDArray[np.int64],
-    key: NDArray[np.int64],
-    size: int,
-    place: int,
-    model: int,
-) -> None:
-    """Put a model at a place of the heap, then up or down to where its key belongs."""
-    while place > 0 and key[heap[(place - 1) // 2]] > key[model]:
-        heap[place] = heap[(place - 1) // 2]
-        heap_place[heap[place]] = place
-        place = (place - 1) // 2
-    while 2 * place + 1 < size:
-        child = 2 * place + 1
-        if child + 1 < size and key[heap[child + 1]] < key[heap[child]]:
-            child += 1
-        if key[heap[child]] >= key[model]:
+    """Return the first turn from `start` on whose model is watched; the number of turns if there is none."""
+    end = len(model_by_turn)
+    turn = start
+    while turn < end:
+        if turn % BLOCK == 0:
+            watched_here = 0
+            for k in range(len(watched)):
+                watched_here |= models_of_block[turn // BLOCK, k] & watched[k]
+            if not watched_here:
+                turn += BLOCK
+                continue
+        if num_reasons[model_by_turn[turn]]:
             break
-        heap[place] = heap[child]
-        heap_place[heap[place]] = place
-        place = child
-    heap[place] = model
-    heap_place[model] = place
+        turn += 1
+    return min(turn, end)
+
+
+@inlined
+def _watch(num_reasons: NDArray[np.int32], watched: NDArray[np.int64], model: int) -> bool:
+    """Add a reason to look at the requests of a model; tell whether it is the first."""
+    num_reasons[model] += 1
+    is_first = num_reasons[model] == 1
+    if is_first:
+        watched[model >> 6] |= 1 << (model & 63)
+    return bool(is_first)
+
+
+@inlined
+def _stop_watching(num_reasons: NDArray[np.int32], watched: NDArray[np.int64], model: int) -> bool:
+    """Drop a reason to look at the requests of a model; tell whether it was the last."""
+    num_reasons[model] -= 1
+    is_last = num_reasons[model] == 0
+    if is_last:
+        watched[model >> 6] &= ~(1 << (model & 63))
+    return bool(is_last)

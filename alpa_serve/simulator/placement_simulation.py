@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alpa_serve.simulator.compiled import compiled
 from alpa_serve.simulator.groups import add_replica, make_groups, move_rank
 from alpa_serve.simulator.incremental import (
     find_difference,
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from alpa_serve.simulator.groups import Groups
+    from alpa_serve.simulator.incremental import Difference
     from alpa_serve.simulator.search_problem import SearchProblem
-
-LARGEST_DIFFERENCE = 0.2
-"""Share of the requests beyond which it is cheaper to simulate all of them again than to follow a change."""
-
 
 Resimulate = Callable[[list[int], list[list[int]]], tuple["NDArray[np.int64]", float, "NDArray[np.int64]"]]
 """From the configs (ids) and models of groups to good requests per model, seconds of latency, requests per group."""
@@ -92,26 +91,28 @@ class PlacementSimulation:
 
     def add_replica(self, slot: int, model: int) -> None:
         """Put a model into a group, and the group where it belongs in the order."""
-        groups = self.groups
-        add_replica(groups, slot, model)
-        if self._resimulate is not None:
-            move_rank(groups, slot, self.order)
-            groups.log_length[0] = 0
-            self._simulate_whole(self._resimulate)
+        if self._resimulate is None:
+            problem, groups, record, difference = self.problem, self.groups, self._record, self._difference
+            _note_replica(groups, difference, self.order, slot, model)
+            find_difference(problem, groups, record, difference, len(problem.arrivals))
+            put_on_record(problem, groups, record, difference)
+            forget(groups, difference)
             return
-        record, difference = self._record, self._difference
-        note_changes(groups, difference)
-        move_rank(groups, slot, self.order)
-        note_rank(groups, difference, slot)
-        most = int(LARGEST_DIFFERENCE * len(self.problem.arrivals))
-        looked_at, _, _ = find_difference(self.problem, groups, record, difference, most)
-        if looked_at < 0:
-            record_all(self.problem, groups, record)
-        else:
-            put_on_record(self.problem, groups, record, difference)
-        forget(groups, difference)
+        add_replica(self.groups, slot, model)
+        move_rank(self.groups, slot, self.order)
+        self.groups.log_length[0] = 0
+        self._simulate_whole(self._resimulate)
 
     def group_models(self) -> list[list[int]]:
         """Return the models of each group, in the order of the groups."""
         groups = self.groups
         return [groups.models[slot, : groups.num_models[slot]].tolist() for slot in self.order.tolist()]
+
+
+@compiled
+def _note_replica(groups: Groups, difference: Difference, order: NDArray[np.int64], slot: int, model: int) -> None:
+    """Add a replica and note what is changed by it, all in one call: to hand over so many arrays takes time."""
+    add_replica(groups, slot, model)
+    note_changes(groups, difference)
+    move_rank(groups, slot, order)
+    note_rank(groups, difference, slot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,7 +69,8 @@ class ModelTable:
         self.profiles = tuple(profiles)
         self.batch_sizes = tuple(batch_sizes)
         self.rules = check_rules(rules)
-        configs = sorted({ParallelConfig(*config) for profile in profiles for config in profile.para_dict})
+        distinct = {id(profile): profile for profile in profiles}.values()
+        configs = sorted({ParallelConfig(*config) for profile in distinct for config in profile.para_dict})
         self.config_ids = {config: config_id for config_id, config in enumerate(configs)}
         self.num_stages = np.array([config.pp for config in configs], dtype=np.int64)
         max_stages = int(self.num_stages.max(initial=1))
@@ -76,7 +78,14 @@ class ModelTable:
             (len(profiles), len(configs), len(self.batch_sizes), max_stages), np.nan
         )
         self.token_rates: NDArray[np.float64] = np.zeros((len(profiles), len(configs), 2))
+        # many models may share a profile, and checking one takes time
+        first_with: dict[int, int] = {}
         for model_id, profile in enumerate(profiles):
+            first = first_with.setdefault(id(profile), model_id)
+            if first < model_id:
+                self.stage_latency[model_id] = self.stage_latency[first]
+                self.token_rates[model_id] = self.token_rates[first]
+                continue
             for key, data in profile.para_dict.items():
                 config = ParallelConfig(*key)
                 known = data.latency if rules.service == "profile" else data.prefill_decode
@@ -201,6 +210,31 @@ class RequestTable:
                 raise InvalidWorkloadError(
                     f"service='tokens' needs the token counts of every request; request {first} has no {what}"
                 )
+
+    @cached_property
+    def _by_model(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The positions of the requests model by model, and the first of each model and the end of the last."""
+        order = np.argsort(self.model_ids, kind="stable")
+        return order, np.searchsorted(self.model_ids[order], np.arange(len(self.model_num_requests) + 1))
+
+    def positions_of(self, model_ids: Sequence[int]) -> NDArray[np.int64]:
+        """Return the positions of the requests for some models, ascending; it takes no longer than they are many."""
+        order, starts = self._by_model
+        runs = [order[starts[m] : starts[m + 1]] for m in model_ids]
+        # a stable sort merges what ascends already
+        return np.sort(np.concatenate(runs), kind="stable") if runs else order[:0]
+
+    def at(self, positions: NDArray[np.int64]) -> RequestTable:
+        """Return the requests at these positions, which ascend."""
+        model_ids = self.model_ids[positions]
+        return RequestTable(
+            self.arrivals[positions],
+            model_ids,
+            self.slos[positions],
+            np.bincount(model_ids[model_ids >= 0], minlength=len(self.model_num_requests)),
+            self.input_tokens[positions] if len(self.input_tokens) else self.input_tokens,
+            self.output_tokens[positions] if len(self.output_tokens) else self.output_tokens,
+        )
 
     def part(self, first: int, past: int) -> RequestTable:
         """Return requests `first` to `past` - 1."""

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 ADMITTED, MET, TIED = 1, 2, 4
 """Flags of a request: it was served; it met its SLO; its choice among replicas was decided by their rank."""
 
-_LOG_PER_REQUEST = 3
-"""Room in the log: one part for the requests that groups refer to, the others so that it is not full all the time."""
+_LOG_PER_REQUEST = 4
+"""Room in the log: two parts for the entries of groups while requests move from one to another, and the rest so that
+it is not full all the time."""
 
 
 class Record(NamedTuple):
@@ -40,6 +41,8 @@ class Record(NamedTuple):
         By request, seconds: the stage clocks of its group after an admitted request, and when it began.
     first_entry, num_entries : ndarray of int64, shape (num_slots,)
         The admitted requests of a group are entries first_entry to first_entry + num_entries - 1 of the log.
+    room : ndarray of int64, shape (num_slots,)
+        Entries that each group may have without moving to another part of the log.
     log_turn : ndarray of int32, shape (log_size,)
         Their turns, ascending for a group.
     log_busy : ndarray of float64, shape (log_size,)
@@ -57,6 +60,7 @@ class Record(NamedTuple):
     state: NDArray[np.float64]
     first_entry: NDArray[np.int64]
     num_entries: NDArray[np.int64]
+    room: NDArray[np.int64]
     log_turn: NDArray[np.int32]
     log_busy: NDArray[np.float64]
     log_end: NDArray[np.int64]
@@ -74,6 +78,7 @@ def make_record(num_requests: int, num_slots: int, num_models: int, max_stages: 
         state=np.zeros((num_requests, max_stages + 1)),
         first_entry=np.zeros(num_slots, np.int64),
         num_entries=np.zeros(num_slots, np.int64),
+        room=np.zeros(num_slots, np.int64),
         log_turn=np.zeros(log_size, np.int32),
         log_busy=np.zeros(log_size),
         log_end=np.zeros(1, np.int64),
@@ -141,7 +146,7 @@ def token_seconds(
     input_rate: float, further_rate: float, input_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64], i: int
 ) -> float:
     """Return the seconds that the tokens of request `i` take on each stage."""
-    return input_rate * input_tokens[i] + further_rate * max(output_tokens[i] - 1, 0)
+    return float(input_rate * input_tokens[i] + further_rate * max(output_tokens[i] - 1, 0))
 
 
 @compiled
@@ -236,7 +241,8 @@ def record_all(problem: SearchProblem, groups: Groups, record: Record) -> None:
     end = 0
     for slot in range(len(configs)):
         first_entry[slot] = end
-        end += num_entries[slot]
+        record.room[slot] = with_spare_room(num_entries[slot])
+        end += record.room[slot]
         num_entries[slot] = 0
     record.log_end[0] = end
     for turn in range(len(by_turn)):
@@ -279,20 +285,31 @@ def num_admitted_before(
     return low
 
 
+@inlined
+def with_spare_room(number: int) -> int:
+    """Return for how many entries a group gets room that has so many."""
+    return number + number // 8
+
+
 @compiled
-def reserve_entries(record: Record, number: int) -> int:
-    """Return the first of so many new entries of the log, reclaiming unused ones if need be."""
+def reserve_entries(record: Record, slot: int, number: int) -> int:
+    """Give a group another part of the log, with room for so many entries; return the first.
+
+    Its own entries are not copied. What no group refers to is reclaimed if need be.
+    """
     if record.log_end[0] + number > len(record.log_turn):
         turns, busy = record.log_turn.copy(), record.log_busy.copy()
         end = 0
-        for slot in range(len(record.first_entry)):
-            first = record.first_entry[slot]
-            record.first_entry[slot] = end
-            for k in range(record.num_entries[slot]):
+        for other in range(len(record.first_entry)):
+            first = record.first_entry[other]
+            record.first_entry[other] = end
+            record.room[other] = record.num_entries[other]
+            for k in range(record.num_entries[other]):
                 record.log_turn[end] = turns[first + k]
                 record.log_busy[end] = busy[first + k]
                 end += 1
         record.log_end[0] = end
     start = record.log_end[0]
     record.log_end[0] = start + number
+    record.room[slot] = number
     return int(start)

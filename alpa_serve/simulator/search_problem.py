@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from alpa_serve.simulator.problem import ModelTable, RequestTable
 
 
+BLOCK = 32
+"""Turns that are passed over together where none of their models has to be looked at."""
+
+_BITS = 64
+"""Models of one word of a set."""
+
+
+def num_words(num_models: int) -> int:
+    """Return the length of an array of int64 with a bit for each model."""
+    return -(-num_models // _BITS)
+
+
 class SearchProblem(NamedTuple):
     """Everything that does not change while placements do.
 
@@ -33,6 +45,8 @@ class SearchProblem(NamedTuple):
         Position of each request in the order of arrival.
     by_turn, model_by_turn : ndarray of int32, shape (n,)
         The requests in the order of arrival, and their models.
+    models_of_block : ndarray of int64, shape (num_blocks, num_words)
+        For every :data:`BLOCK` turns, the models that they are of: bit m % 64 of word m // 64 for model m.
     arrivals, slos : ndarray of float64, shape (n,)
         Seconds.
     input_tokens, output_tokens : ndarray of int64, shape (n,) or (0,)
@@ -55,6 +69,7 @@ class SearchProblem(NamedTuple):
     turn: NDArray[np.int32]
     by_turn: NDArray[np.int32]
     model_by_turn: NDArray[np.int32]
+    models_of_block: NDArray[np.int64]
     arrivals: NDArray[np.float64]
     slos: NDArray[np.float64]
     input_tokens: NDArray[np.int64]
@@ -105,6 +120,7 @@ def search_problem(
         turn=turn,
         by_turn=by_turn,
         model_by_turn=model_by_turn,
+        models_of_block=_models_of_block(model_by_turn, len(models)),
         arrivals=requests.arrivals[position],
         slos=requests.slos[position],
         input_tokens=requests.input_tokens[position] if len(requests.input_tokens) else np.empty(0, np.int64),
@@ -126,9 +142,14 @@ def with_configs(
     return problem._replace(**_costs(models, configs, weights))
 
 
-def _costs(
-    models: ModelTable, configs: Sequence[ParallelConfig], weights: NDArray[np.float64]
-) -> dict[str, NDArray[Any]]:
+def _models_of_block(model_by_turn: NDArray[np.int32], num_models: int) -> NDArray[np.int64]:
+    num_blocks = -(-len(model_by_turn) // BLOCK)
+    is_there = np.zeros((num_blocks, num_words(num_models) * _BITS), np.bool_)
+    is_there[np.arange(len(model_by_turn)) // BLOCK, model_by_turn] = True
+    return np.packbits(is_there, axis=1, bitorder="little").view("<i8").astype(np.int64)
+
+
+def _costs(models: ModelTable, configs: Sequence[ParallelConfig], weights: NDArray[np.float64]) -> dict[str, Any]:
     max_stages = max([config.pp for config in configs], default=1)
     shape = len(models), len(configs)
     latency = np.zeros((*shape, max_stages))

@@ -27,6 +27,8 @@ from alpa_serve.simulator import simulate
 from alpa_serve.simulator.workload import DeterministicProcess, GammaProcess, Workload
 from alpa_serve.util import GB
 
+pytestmark = pytest.mark.usefixtures("quick_plans")
+
 ONE = ParallelConfig(1, 1, 1)
 # profiles of the fixture weigh one byte a stage: a device holds one model
 CLUSTER = ClusterEnv(num_devices=2, mem_budget=1.0)

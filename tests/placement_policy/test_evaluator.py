@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidConfigError, UnknownNameError
 from alpa_serve.placement import ClusterEnv, ModelPlacement
+from alpa_serve.placement_policy import evaluator as evaluator_module
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator, linked_groups
 from alpa_serve.profiling import ParallelConfig
-from alpa_serve.scheduling import ALPASERVE
+from alpa_serve.scheduling import ALPASERVE, ServingRules
 from alpa_serve.simulator.controller import approximate_one_case
 from alpa_serve.util import GB
 
@@ -46,6 +47,30 @@ def test_evaluation_by_islands_equals_one_simulation_of_the_whole(
     assert evaluation.group_num_requests.tolist() == stats.group_num_requests
     assert evaluation.model_goodput.tolist() == [model.goodput for model in stats.per_model_stats]
     assert evaluator.model_num_requests.tolist() == [model.num_requests for model in stats.per_model_stats]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ServingRules(),
+        ServingRules(dispatch="random", seed=5),
+        ServingRules(admission="all", dispatch_interval_s=0.01, idle_after_s=0.2, idle_penalty_s=0.02),
+        ServingRules(execution="exclusive", queueing="global_fifo", dispatch_interval_s=0.01),
+    ],
+    ids=["default", "random", "delays", "one queue"],
+)
+@settings(deadline=None, max_examples=40)
+@given(placement=placements)
+def test_picking_out_the_requests_of_an_island_changes_nothing(datas, workload, rules, placement):
+    found = []
+    for share in (0.0, 1.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluator_module, "_FEW_REQUESTS", share)
+            found.append(PlacementEvaluator(datas, CLUSTER, workload, rules=rules).evaluate(placement))
+    one, other = found
+    assert (one.goodput, one.latency_mean) == (other.goodput, other.latency_mean)
+    assert one.model_num_good.tolist() == other.model_num_good.tolist()
+    assert one.group_num_requests.tolist() == other.group_num_requests.tolist()
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,10 +1,19 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpa_serve.errors import InvalidPlacementError
 from alpa_serve.placement import ClusterEnv, ModelPlacement
 from alpa_serve.placement_policy.evaluator import PlacementEvaluator
-from alpa_serve.placement_policy.greedy import replica_placement_fast_greedy, replica_placement_round_robin
+from alpa_serve.placement_policy.greedy import (
+    fill_greedily,
+    replica_placement_fast_greedy,
+    replica_placement_round_robin,
+)
 from alpa_serve.profiling import ParallelConfig
+from alpa_serve.scheduling import ServingRules
 from alpa_serve.simulator.workload import Workload
 from alpa_serve.util import GB
 
@@ -29,9 +38,9 @@ def room(placement, datas, budget):
                 yield group_id, model_id
 
 
-def greedy_by_the_book(start, datas, workload, budget):
+def greedy_by_the_book(start, datas, workload, budget, **how):
     """Fast greedy of AlpaServe, from its description, through get_stats only."""
-    evaluator = PlacementEvaluator(datas, ClusterEnv(16, budget), workload)
+    evaluator = PlacementEvaluator(datas, ClusterEnv(16, budget), workload, **how)
     placement = start.normalize()
     while True:
         _, goodputs, group_counts, _ = evaluator.get_stats([placement])[0]
@@ -50,6 +59,67 @@ def greedy_by_the_book(start, datas, workload, budget):
 def test_fast_greedy_takes_the_steps_of_its_description(datas, workload, start, budget):
     found = replica_placement_fast_greedy(start, datas, ClusterEnv(16, budget), workload)
     assert found == greedy_by_the_book(start, datas, workload, budget)
+
+
+RULES = {
+    "random": ServingRules(dispatch="random", seed=3),
+    "exclusive": ServingRules(execution="exclusive"),
+    "all admitted": ServingRules(admission="all"),
+    "delays": ServingRules(dispatch_interval_s=0.01, idle_after_s=0.2, idle_penalty_s=0.05),
+    "one queue": ServingRules(execution="exclusive", queueing="global_fifo", dispatch_interval_s=0.01),
+}
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@settings(deadline=None, max_examples=15)
+@given(start=starts, budget=budgets)
+def test_under_other_rules_fast_greedy_takes_the_steps_that_whole_simulations_say(
+    datas, workload, rules, start, budget
+):
+    cluster_env = ClusterEnv(16, budget)
+    evaluator = PlacementEvaluator(datas, cluster_env, workload, rules=rules)
+    found = fill_greedily(start, cluster_env, evaluator)
+    assert found == greedy_by_the_book(start, datas, workload, budget, rules=rules)
+
+
+def test_on_the_event_driven_simulator_fast_greedy_takes_the_steps_that_its_evaluations_say(datas, workload):
+    start, cluster_env = ModelPlacement.empty_groups([ONE, TWO, ONE]), ClusterEnv(16, 5 * GB)
+    evaluator = PlacementEvaluator(datas, cluster_env, workload, "simulator")
+    found = fill_greedily(start, cluster_env, evaluator)
+    assert found == greedy_by_the_book(start, datas, workload, 5 * GB, method="simulator")
+
+
+def test_the_score_that_greedy_reports_is_that_of_an_evaluation(datas, workload):
+    seen = []
+    cluster_env = ClusterEnv(3, 5 * GB)
+    evaluator = PlacementEvaluator(datas, cluster_env, workload)
+    fill_greedily(ModelPlacement.empty_groups([ONE, TWO]), cluster_env, evaluator, seen.append)
+    assert [progress.score for progress in seen] == [evaluator.evaluate(progress.placement).score for progress in seen]
+
+
+def test_a_replica_whose_config_its_profile_lacks_serves_nothing_while_others_are_added(datas, workload):
+    tensor = ParallelConfig(1, 2, 1)
+    # the book knows the weights of profiled replicas only, and greedy sees that such a group is full
+    found = replica_placement_fast_greedy(
+        ModelPlacement([ONE, tensor], [[], [0]]), datas, ClusterEnv(3, 5 * GB), workload
+    )
+    alone = replica_placement_fast_greedy(ModelPlacement([ONE], [[]]), datas, ClusterEnv(3, 5 * GB), workload)
+    assert sorted(found.group_models) == sorted([[0], *alone.group_models])
+
+
+@pytest.mark.parametrize("members", [[4], [-1], [0, 0]])
+def test_fast_greedy_refuses_a_start_that_cannot_be(datas, workload, members):
+    with pytest.raises(InvalidPlacementError):
+        replica_placement_fast_greedy(ModelPlacement([ONE], [members]), datas, ClusterEnv(1, 9 * GB), workload)
+
+
+def test_two_threads_may_fill_groups_with_one_evaluator(datas, workload):
+    cluster_env = ClusterEnv(8, 5 * GB)
+    starts = [ModelPlacement.empty_groups([config] * number) for config in (ONE, TWO) for number in (1, 2, 4)]
+    expected = [fill_greedily(start, cluster_env, PlacementEvaluator(datas, cluster_env, workload)) for start in starts]
+    evaluator = PlacementEvaluator(datas, cluster_env, workload)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda start: fill_greedily(start, cluster_env, evaluator), starts)) == expected
 
 
 @settings(deadline=None, max_examples=30)

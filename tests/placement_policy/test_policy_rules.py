@@ -1,5 +1,6 @@
 """Every policy takes serving rules, and simulates by them what it simulates."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,7 @@ BY_PROFILE = replace(MAVERIQ, service="profile")
 CLUSTER = ClusterEnv(4, 5 * GB)
 MODELS = [{"profile": "test-2GB-100ms", "rate": 4.0, "cv": 3.0, "slo": 0.5}] * 3
 SIMULATING = {
-    "MixedParallelismSearch": lambda **options: MixedParallelismSearch(max_evaluations=100, **options),
+    "MixedParallelismSearch": lambda **options: MixedParallelismSearch(math.inf, max_evaluations=50, **options),
     "ModelParallelismSearch": ModelParallelismSearch,
     "ModelParallelismSearch, separated": lambda **options: ModelParallelismSearch(use_separation=True, **options),
     "ModelParallelismSearch, evolved": lambda **options: ModelParallelismSearch(use_evo_search=True, **options),
@@ -47,13 +48,18 @@ OTHERS = [ModelParallelismRR, ModelParallelismILP, SelectiveReplicationILP, Sele
 @pytest.fixture
 def rules_simulated(monkeypatch):
     """Return the set that collects the rules of every simulation."""
-    seen, simulate_counts = set(), evaluator.simulate_counts
+    seen, simulate_counts, search_problem = set(), evaluator.simulate_counts, evaluator.search_problem
 
-    def spy(requests, replicas):
+    def spy(requests, replicas, draws=None):
         seen.add(replicas.rules)
-        return simulate_counts(requests, replicas)
+        return simulate_counts(requests, replicas, draws)
+
+    def spy_on_problem(models, *arguments):
+        seen.add(models.rules)
+        return search_problem(models, *arguments)
 
     monkeypatch.setattr(evaluator, "simulate_counts", spy)
+    monkeypatch.setattr(evaluator, "search_problem", spy_on_problem)
     return seen
 
 
