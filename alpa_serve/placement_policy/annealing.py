@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from alpa_serve.simulator.groups import Groups
     from alpa_serve.simulator.search_problem import SearchProblem
 
-REPLICA_WEIGHT = 1e-6
-"""Of a replica in the score, beside an SLO attainment of 1."""
+LATENCY_SCALE, REPLICA_SCALE = 10000.0, 1e6
+"""Seconds of mean latency, and replicas, that weigh as much as an SLO attainment of 1 in AlpaServe's score."""
+
+REST_SCALE = 1e-3
+"""What latency and replicas add to AlpaServe's score, at which they count half of the most that they can here."""
 
 MOST_FRUITLESS = 2000
 """Proposals in a row that can be of no use after which a chain counts as stuck."""
@@ -38,7 +41,8 @@ class Chain(NamedTuple):
     random : ndarray of uint64, shape (1,)
         State of the random numbers.
     score : ndarray of float64, shape (2,)
-        Of the placement of the moment, and of the best so far.
+        Of the placement of the moment, and of the best so far: what the good requests count, per request; and less than
+        one request for short latencies and many replicas.
     num_evaluations : ndarray of int64, shape (1,)
     num_fruitless : ndarray of int64, shape (1,)
         Proposals since the last evaluation.
@@ -146,9 +150,8 @@ def anneal(
         latency[:] = chain.latency
         num_touched = islands_of_change(problem, groups, touched)
         turns = all_turns if num_touched == len(all_turns) else turns_of_models(problem, touched, num_touched)
-        # what the good requests of the touched models have to count, were their latency 0
-        others = placed_value * (groups.num_replicas > 0).sum() + REPLICA_WEIGHT * groups.num_replicas.sum()
-        least = (needed - others) * num_requests - _SLACK
+        # what the good requests of the touched models have to count, were the rest of the score at its best
+        least = (needed - placed_value * (groups.num_replicas > 0).sum()) * num_requests - 0.5 - _SLACK
         for model in range(num_models):
             if not touched[model]:
                 least -= num_good[model] * chain.value[model]
@@ -185,8 +188,10 @@ def _score(
         seconds += latency[model]
         replicas += groups.num_replicas[model]
         placed += groups.num_replicas[model] > 0
-    # in the same order as the evaluator's, for the same figure
-    return count / num_requests - seconds / num_requests / 10000 + replicas / 1e6 + placed * placed_value
+    rest = replicas / REPLICA_SCALE - seconds / num_requests / LATENCY_SCALE
+    # AlpaServe's score has the rest as it is, so that a long wait or many replicas can outweigh good requests: here
+    # they decide between placements of equally many good requests
+    return (count + rest / (abs(rest) + REST_SCALE) / 2) / num_requests + placed * placed_value
 
 
 @inlined

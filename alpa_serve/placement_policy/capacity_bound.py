@@ -52,7 +52,7 @@ class _Program:
         self.rows.append(row)
         self.limits.append(limit)
 
-    def bound(self, time_limit: float) -> float:
+    def bound(self, time_limit: float, max_iterations: int | None) -> float:
         """Return an upper bound on the optimum, proven by a dual solution, whatever the solver is worth.
 
         For every price >= 0 of the rows, no solution exceeds the prices of the limits plus, for each variable, its
@@ -76,7 +76,7 @@ class _Program:
                 b_ub=limits,
                 bounds=[(0.0, most) for most in self.upper],
                 method="highs",
-                options={"time_limit": time_limit},
+                options={"time_limit": time_limit} if max_iterations is None else {"maxiter": max_iterations},
             )
             if solution.status == 0:
                 prices = np.maximum(-np.asarray(solution.ineqlin.marginals, dtype=np.float64), 0.0)
@@ -87,7 +87,7 @@ class _Program:
         return float(limits @ prices + upper @ excess + rounding)
 
 
-def capacity_bound(problem: BoundProblem, time_limit: float) -> float:
+def capacity_bound(problem: BoundProblem, time_limit: float, max_iterations: int | None = None) -> float:
     """Return an upper bound on the number of good requests.
 
     Parameters
@@ -95,6 +95,8 @@ def capacity_bound(problem: BoundProblem, time_limit: float) -> float:
     problem : BoundProblem
     time_limit : float
         Seconds for the solver.
+    max_iterations : int, optional
+        Of the solver, instead of the seconds.
 
     Notes
     -----
@@ -198,7 +200,7 @@ def capacity_bound(problem: BoundProblem, time_limit: float) -> float:
                 models[own],
                 float(np.median(problem.slos[counted][own])),
             )
-    return program.bound(time_limit) + free
+    return program.bound(time_limit, max_iterations) + free
 
 
 def _least(values: NDArray[np.float64], keys: NDArray[np.int64], num_keys: int) -> NDArray[np.float64]:

@@ -32,6 +32,9 @@ end, as a share of that."""
 NOISE = 1.0
 """Spread (of the logarithm) of the weights of models in chains that look for other places."""
 
+LONGEST_REMOTE_S = 2.0
+"""Of a chain in another process, where what it has found is lost if the search is stopped."""
+
 _TRIAL_S = 0.05
 _SHORTEST_S = 0.02
 """Of a chain that tells the speed of others, and of one that is worth its start."""
@@ -43,12 +46,23 @@ def trial(elite: Elite, seed: int, most_seconds: float) -> Part:
 
 
 def timed_parts(
-    problem: MixedProblem, elite: Elite, seed: int, round_number: int, seconds: float, speed: float, num_parallel: int
+    problem: MixedProblem,
+    elite: Elite,
+    seed: int,
+    round_number: int,
+    seconds: float,
+    speed: float,
+    num_parallel: int,
+    longest: float,
 ) -> list[Part]:
-    """Return the chains of a round, so many at a time; none if too few seconds are left."""
+    """Return the chains of a round, so many at a time, of `longest` seconds at most; none if too few seconds are left.
+
+    While the speed is not known they are short.
+    """
     if seconds < _SHORTEST_S:
         return []
     number, each = _divide(seconds * num_parallel, _chain_length(problem) / max(speed, 1e-9), num_parallel)
+    each = min(each, longest if speed else _TRIAL_S)
     return _parts(problem, elite, seed, round_number, number, UNLIMITED, each, num_parallel)
 
 

@@ -254,6 +254,12 @@ def possible_configs(
     )
 
 
+def prepare_in_process(problem: MixedProblem) -> PreparedProblem:
+    """Return the problem as a process of its own takes it, with everything compiled that its chains run."""
+    compile_kernels(problem.rules)
+    return PreparedProblem(problem)
+
+
 @cache
 def compile_kernels(rules: ServingRules) -> None:
     """Have everything compiled that a search under `rules` runs, if that was not done before, by one of no size."""

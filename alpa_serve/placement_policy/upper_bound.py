@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 DEFAULT_TIME_LIMIT_S = 10.0
 
 
+VISITS_PER_ITERATION = 500
+"""Visits of requests that take about as long as an iteration of the linear program."""
+
+
 def placement_upper_bound(
     model_datas: Sequence[ModelData],
     cluster_env: ClusterEnv,
@@ -51,8 +55,9 @@ def placement_upper_bound(
         without which there is no bound: reading the requests, a few passes over them per config, one linear program
         of a size that does not grow with them.
     max_visits : int, optional
-        Instead of the seconds, how many requests of groups may be looked at while the bound is tightened (a few million
-        a second): for a bound that does not depend on the speed of the machine. Whether a problem is too large to be
+        Instead of the seconds, how many requests of groups may be looked at while the bound is tightened (about ten
+        million a second), and in proportion how many iterations the linear program may take: for a bound that does not
+        depend on the speed of the machine. Whether a problem is too large to be
         tightened at all is told by `time_limit`.
 
     Returns
@@ -68,7 +73,8 @@ def placement_upper_bound(
 
     Notes
     -----
-    The lowest of three bounds, each valid by itself.
+    The lowest of three bounds, each valid by itself. With many models that have enough devices, from some tens of
+    either on, it tends to 1: too many requests for the third, and the second knows little of bursts.
 
     1. The requests that some group could serve in time if it served nothing else.
     2. A linear program of classes of equal models: :func:`~alpa_serve.placement_policy.capacity_bound.capacity_bound`.
@@ -112,12 +118,13 @@ def placement_upper_bound(
     def spent() -> float:
         return 0.0 if max_visits is not None else time.perf_counter() - start
 
+    iterations = None if max_visits is None else max_visits // VISITS_PER_ITERATION
     problem = BoundProblem(model_datas, cluster_env, workload, rules)
     if not problem.num_requests:
         return 0.0
     bound = float(_servable(problem))
     if bound:
-        bound = min(bound, capacity_bound(problem, max(time_limit - spent(), 0.0)))
+        bound = min(bound, capacity_bound(problem, max(time_limit - spent(), 0.0), iterations))
         bound = min(bound, price_bound(problem, max(time_limit - spent(), 0.0), max_visits))
     return math.floor(bound) / problem.num_requests
 

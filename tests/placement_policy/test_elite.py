@@ -1,6 +1,4 @@
-"""The best placements so far, and what is put together from their islands."""
-
-from dataclasses import replace
+"""The best placements so far."""
 
 import pytest
 
@@ -8,7 +6,6 @@ from alpa_serve.placement import ClusterEnv, ModelPlacement
 from alpa_serve.placement_policy import PlacementEvaluator
 from alpa_serve.placement_policy.elite import SIZE, Elite
 from alpa_serve.profiling import ParallelConfig
-from alpa_serve.scheduling import MAVERIQ
 from alpa_serve.util import GB
 
 MODELS = [{"profile": "test-2GB-100ms", "rate": rate, "cv": 3.0, "slo": 0.35} for rate in (3.0, 5.0, 8.0, 2.0)]
@@ -59,34 +56,3 @@ def test_more_models_are_better_where_all_are_required(evaluator):
         elite.add(good)
         elite.add(complete)
         assert elite.best.placement == best
-
-
-def test_islands_of_several_placements_are_put_together(evaluator):
-    elite = Elite(evaluator, False)
-    for models in ([0], [1], [2], [3]):
-        elite.add(ModelPlacement([ONE], [models]))
-    elite.combine(CLUSTER)
-    assert elite.best.placement.normalize() == ModelPlacement([ONE] * 4, [[0], [1], [2], [3]])
-    assert elite.best.evaluation.score == evaluator.evaluate(elite.best.placement).score
-
-
-def test_islands_that_do_not_fit_the_nodes_together_are_not_put_together(datas, workload):
-    cluster = ClusterEnv(6, 4.5 * GB, 3)
-    evaluator = PlacementEvaluator(datas, cluster, workload)
-    elite = Elite(evaluator, False)
-    for models in ([0], [1], [2]):
-        elite.add(ModelPlacement([TWO], [models]))
-    elite.combine(cluster)
-    elite.best.placement.verify(datas, cluster)
-    # three pairs are six devices, but a node has room for one
-    assert len(elite.best.placement.group_configs) == 2
-
-
-def test_groups_with_one_queue_are_not_put_together(datas, workload):
-    rules = replace(MAVERIQ, service="profile")
-    elite = Elite(PlacementEvaluator(datas, CLUSTER, workload, rules=rules), False)
-    for models in ([0], [1], [2], [3]):
-        elite.add(ModelPlacement([ONE], [models]))
-    before = elite.placements
-    elite.combine(CLUSTER)
-    assert elite.placements == before
