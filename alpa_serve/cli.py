@@ -151,10 +151,13 @@ def _search_flags(parser: argparse.ArgumentParser, baseline: str) -> None:
         "--time-budget", type=float, default=10.0, help="seconds of a mixed search (default: %(default)g)"
     )
     parser.add_argument(
-        "--max-evaluations", type=int, help="placements that a mixed search simulates at most (default: no limit)"
+        "--max-evaluations", type=int, help="placements that a mixed search simulates, in place of --time-budget"
     )
     parser.add_argument("--seed", type=int, default=0, help="of a mixed search (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=1, help="of a mixed search (default: %(default)s)")
+    parser.add_argument(
+        "--num-workers", type=int, default=1, help="of a mixed search: 2 or more are Ray tasks (default: %(default)s)"
+    )
+    parser.add_argument("--address", help="Ray cluster to join with 2 workers or more (default: one of this machine)")
 
 
 def _job(options: argparse.Namespace, settings: JobSettings) -> Job:
@@ -182,6 +185,7 @@ def _search_settings(options: argparse.Namespace) -> SearchSettings:
         max_pp=maveriq.MAX_DEGREE,
         max_op=maveriq.MAX_DEGREE,
         num_workers=options.num_workers,
+        address=options.address,
     )
 
 
@@ -289,6 +293,7 @@ def _plan(options: argparse.Namespace, settings: JobSettings) -> int:
         "max_pp": search.max_pp,
         "max_op": search.max_op,
         "num_workers": search.num_workers,
+        "address": search.address,
         "find": job.finder(options.baseline, search),
     }
     problem = (job.model_datas, job.workload, options.target, job.cluster_env)
@@ -320,11 +325,20 @@ def _plan(options: argparse.Namespace, settings: JobSettings) -> int:
     )
     if stop is not None:
         print("Stopped before the search was done; the best plan so far:\n")
-    print(plan.summary(), _strategy(_planned(job, plan), plan.placement), sep="\n\n")
+    known = _known_bound(plan)
+    strategy = _strategy(_planned(job, plan), plan.placement, None if known is None else lambda *_: known)
+    print(plan.summary(), strategy, sep="\n\n")
     if stop is not None:
         print("stopped; this is the best plan so far", file=sys.stderr)
         return STOPPED
     return 0
+
+
+def _known_bound(plan: CapacityPlan | ScalePlan) -> float | None:
+    """Return the bound that the plan has for what it came to, if it needed one there."""
+    if isinstance(plan, CapacityPlan):
+        return next((tried.bound for tried in plan.tried if tried.num_devices == plan.num_devices), None)
+    return next((tried.bound for tried in plan.tried if tried.scale == plan.scale), None)
 
 
 def _planned(job: Job, plan: CapacityPlan | ScalePlan) -> Job:

@@ -49,6 +49,7 @@ def plan_capacity(
     max_op: int = 8,
     max_devices: int | None = None,
     num_workers: int = 1,
+    address: str | None = None,
     verbose: int = 0,
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
@@ -84,7 +85,9 @@ def plan_capacity(
     max_devices : int, optional
         No larger size is tried; 1024 (or the size of `cluster_env` if that is larger) if left out.
     num_workers : int
-        Processes that search at once.
+        Processes that search at once; more than one are Ray tasks.
+    address : str, optional
+        Of the Ray cluster to join for that; a local one is started for the whole plan if left out.
     verbose : int
         1 logs the progress of the search.
     callback : callable, optional
@@ -120,6 +123,7 @@ def plan_capacity(
         max_pp=max_pp,
         max_op=max_op,
         num_workers=num_workers,
+        address=address,
     )
     check_target(target)
     cluster_env = check_cluster(cluster_env)
@@ -136,7 +140,8 @@ def plan_capacity(
     search = _CapacitySearch(
         model_datas, workload, target, largest, rules, find, resize, upper_bound or settings.bound, report
     )
-    return search.run(min(cluster_env.num_devices, max_devices))
+    with settings.workers():
+        return search.run(min(cluster_env.num_devices, max_devices))
 
 
 class _CapacitySearch:

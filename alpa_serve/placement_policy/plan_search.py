@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,6 +11,7 @@ from alpa_serve.errors import InfeasiblePlacementError, InvalidConfigError, Sear
 from alpa_serve.placement import ClusterEnv
 from alpa_serve.placement_policy.mixed_parallelism_search import MixedParallelismSearch
 from alpa_serve.placement_policy.plans import ROUNDING
+from alpa_serve.placement_policy.search_parts import run_part
 from alpa_serve.placement_policy.upper_bound import placement_upper_bound
 from alpa_serve.scheduling import ALPASERVE, check_rules
 from alpa_serve.validation import check_int, check_real
@@ -62,6 +64,8 @@ class SearchSettings:
     max_pp, max_op : int
         Largest pipeline and tensor parallel degree.
     num_workers : int
+    address : str or None
+        Of the Ray cluster to join with more than one worker.
 
     Raises
     ------
@@ -76,6 +80,7 @@ class SearchSettings:
     max_pp: int = 8
     max_op: int = 8
     num_workers: int = 1
+    address: str | None = None
 
     def __post_init__(self) -> None:
         check_rules(self.rules)
@@ -106,8 +111,18 @@ class SearchSettings:
             num_workers=self.num_workers,
             callback=callback,
             max_evaluations=self.max_evaluations,
+            address=self.address,
         )
         return policy.solve_placement(model_datas, cluster_env, workload, starts=starts)[0]
+
+    def workers(self) -> AbstractContextManager[object]:
+        """Return a context in which all searches share one Ray, if they need any."""
+        if self.num_workers == 1:
+            return nullcontext()
+        from alpa_serve.placement_policy.ray_runner import RayRunner
+
+        # runs nothing itself: those of the searches find its Ray
+        return RayRunner(run_part, None, self.num_workers, self.address)
 
     def bound(
         self, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, workload: Workload, rules: ServingRules

@@ -39,6 +39,7 @@ def highest_rate_scale(
     max_pp: int = 8,
     max_op: int = 8,
     num_workers: int = 1,
+    address: str | None = None,
     verbose: int = 0,
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
@@ -71,7 +72,9 @@ def highest_rate_scale(
     max_pp, max_op : int
         Largest pipeline and tensor parallel degree of a group.
     num_workers : int
-        Processes that search at once.
+        Processes that search at once; more than one are Ray tasks.
+    address : str, optional
+        Of the Ray cluster to join for that; a local one is started for the whole plan if left out.
     verbose : int
         1 logs the progress of the search.
     callback : callable, optional
@@ -105,6 +108,7 @@ def highest_rate_scale(
         max_pp=max_pp,
         max_op=max_op,
         num_workers=num_workers,
+        address=address,
     )
     check_target(target)
     cluster_env = check_cluster(cluster_env)
@@ -114,7 +118,8 @@ def highest_rate_scale(
     search = ScaleSearch(
         problem, tolerance, find or settings.find, upper_bound or settings.bound, reporter(verbose, callback)
     )
-    return search.run(math.inf)
+    with settings.workers():
+        return search.run(math.inf)
 
 
 def tightest_slo_scale(
@@ -131,6 +136,7 @@ def tightest_slo_scale(
     max_pp: int = 8,
     max_op: int = 8,
     num_workers: int = 1,
+    address: str | None = None,
     verbose: int = 0,
     callback: ProgressCallback | None = None,
     find: FindPlacement | None = None,
@@ -154,6 +160,7 @@ def tightest_slo_scale(
         max_pp=max_pp,
         max_op=max_op,
         num_workers=num_workers,
+        address=address,
     )
     check_target(target)
     cluster_env = check_cluster(cluster_env)
@@ -172,4 +179,5 @@ def tightest_slo_scale(
         problem, tolerance, find or settings.find, upper_bound or settings.bound, reporter(verbose, callback)
     )
     tightest = idle.tightest_slo_scale(target)
-    return search.run(1 / tightest if tightest > 0 else math.inf)
+    with settings.workers():
+        return search.run(1 / tightest if tightest > 0 else math.inf)
