@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import signal
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,10 @@ from alpa_serve.util import ServingCase, batchsize_config
 settings.register_profile("ci", derandomize=True)
 if "CI" in os.environ:
     settings.load_profile("ci")
+
+# shells start background jobs with Ctrl-C ignored, which processes hand down; tests send it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
