@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.simulator.compiled import compiled
+from alpa_serve.simulator.difference import make_difference, put_on_record
 from alpa_serve.simulator.groups import add_replica, make_groups, move_rank
 from alpa_serve.simulator.incremental import (
     find_difference,
     forget,
-    make_difference,
     note_changes,
     note_rank,
-    put_on_record,
 )
 from alpa_serve.simulator.recorded import make_record, record_all
 
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from alpa_serve.simulator.difference import Difference
     from alpa_serve.simulator.groups import Groups
-    from alpa_serve.simulator.incremental import Difference
     from alpa_serve.simulator.search_problem import SearchProblem
 
 Resimulate = Callable[[list[int], list[list[int]]], tuple["NDArray[np.int64]", float, "NDArray[np.int64]"]]

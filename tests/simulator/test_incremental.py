@@ -5,14 +5,13 @@ from hypothesis import strategies as st
 
 from alpa_serve.profiling import ParallelConfig
 from alpa_serve.scheduling import ServingRules
+from alpa_serve.simulator.difference import make_difference, put_on_record
 from alpa_serve.simulator.groups import FREE, add_replica, clear_group, make_groups, remove_replica, set_config, undo
 from alpa_serve.simulator.incremental import (
     find_difference,
     forget,
-    make_difference,
     note_changes,
     note_rank,
-    put_on_record,
 )
 from alpa_serve.simulator.problem import ModelTable, RequestTable
 from alpa_serve.simulator.recorded import ADMITTED, make_record, record_all
