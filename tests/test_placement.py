@@ -201,5 +201,5 @@ def test_verify_counts_the_kv_cache_of_concurrent_tokens():
 def test_concurrent_tokens_of_a_model_without_known_kv_cache_are_refused():
     profile = load_test_prof_result("test-2GB-100ms")
     models = [ModelData("m", 1, 1, 1, profile, concurrent_tokens=1)]
-    with pytest.raises(InvalidPlacementError, match="'test-2GB-100ms'.*no KV cache per token"):
+    with pytest.raises(InvalidPlacementError, match=r"'test-2GB-100ms'.*no KV cache per token"):
         ModelPlacement([ONE], [[0]]).verify(models, ClusterEnv(1, 4 * GB))

@@ -108,5 +108,5 @@ def test_a_plan_takes_the_devices_that_the_kv_cache_needs(workload):
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_profile_without_kv_cache_is_refused_when_tokens_ask_for_it(policy, workload):
     models = [replace(data, profiling_result=load_test_prof_result("test-2GB-100ms")) for data in MODELS]
-    with pytest.raises(InvalidProfileError, match="model 'm0'.*no KV cache per token"):
+    with pytest.raises(InvalidProfileError, match=r"model 'm0'.*no KV cache per token"):
         policy.solve_placement(models, CLUSTER, workload)
