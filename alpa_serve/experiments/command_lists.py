@@ -150,7 +150,7 @@ def _text(options: argparse.Namespace) -> str:
     seed = check_int(options.seed, "seed", minimum=0)
     commands = command_list(placement, experiment, batch_size=options.batch_size, seed=seed)
     num_deploys = sum(isinstance(command, Deploy) for command in commands)
-    source = f"{options.configs}, {options.naming}" if options.placement is None else options.placement
+    source = f"{options.configs.name}, {options.naming}" if options.placement is None else options.placement.name
     comments = [
         f"{experiment.baseline}, model list {experiment.model_set}, trace {experiment.trace}, "
         f"scale {experiment.scale_rate:g}, slo factor {experiment.slo_scale:g}, seed {seed}",

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,17 @@ def test_the_script_writes_a_list_that_reads_back(run_in_root, tmp_path):
     star = flags.replace("*", "Star").replace("Conversation", "conversation")
     assert run_in_root(f"{star} --format jsonl --output {tmp_path / 'list'}") == (0, "", "")
     assert parse_commands((tmp_path / "list").read_text(), "jsonl") == expected
+
+
+def test_the_list_is_the_one_that_the_readme_shows(run_in_root):
+    readme = (ROOT / "baselines" / "MaverIQ" / "README.md").read_text()
+    command = re.search(r"trace_generator.py (.*) --output commands.txt", readme).group(1)
+    shown = re.search(r"```text\n(.*?)```", readme, re.DOTALL).group(1)
+    _, text, _ = run_in_root(command)
+    commands = parse_commands(text)[:2]
+    assert [vars(command) for command in commands] == [
+        {**vars(command), "time_s": pytest.approx(command.time_s)} for command in parse_commands(shown)
+    ]
 
 
 def test_the_script_takes_a_placement_from_json_and_a_poisson_trace(run_in_root, tmp_path):
