@@ -29,14 +29,14 @@ def arguments_of(name):
     return [arguments for found, arguments in instructions() if found == name]
 
 
-def environment(outside):
-    """The variables that the image sets, in the order set, where `outside` are those of the base image."""
+def environment(outside, moved):
+    """`outside` and the variables that the image sets, whose values `moved` takes elsewhere."""
     variables = dict(outside)
     for arguments in arguments_of("ENV"):
         before = dict(variables)
         for pair in arguments.split():
             name, _, value = pair.partition("=")
-            variables[name] = string.Template(value).substitute(before)
+            variables[name] = string.Template(moved(value)).substitute(before)
     return variables
 
 
@@ -82,7 +82,7 @@ def test_the_python_steps_run_in_a_clean_virtual_environment(tmp_path):
     def moved(text):
         """Paths of the image under a folder of this test."""
         folders = {home: str(tmp_path), volume: str(tmp_path / "results")}
-        return re.sub("|".join(map(re.escape, folders)), lambda match: folders[match[0]], text)
+        return re.sub(rf"(?<!\w)({'|'.join(map(re.escape, folders))})\b", lambda match: folders[match[0]], text)
 
     checkout = Path(moved(workdir))
     assert checkout.parent == tmp_path
@@ -91,7 +91,7 @@ def test_the_python_steps_run_in_a_clean_virtual_environment(tmp_path):
     # what is installed where the tests run must not be seen
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     outside = {name: value for name, value in os.environ.items() if name not in hidden}
-    variables = {name: moved(value) for name, value in environment(outside).items()}
+    variables = environment(outside, moved)
 
     def run(command, **options):
         result = subprocess.run(

@@ -161,9 +161,8 @@ def test_either_latency_of_ours_can_be_compared(sample):
     ours = pd.read_csv(sample / "ours.csv")
     ours["shared_latency_s"] += 1.0
     ours.to_csv(sample / "ours.csv", index=False)
-    alone, shared = (
-        compare(sample / "ours.csv", sample / "request_metrics.csv", which) for which in ("alone", "shared")
-    )
+    files = sample / "ours.csv", sample / "request_metrics.csv"
+    alone, shared = (compare(*files, which) for which in ("alone", "shared"))
     np.testing.assert_allclose(shared.ours, alone.ours + 1.0)
     assert "ours, shared " in shared.summary()
     with pytest.raises(UnknownNameError, match="unknown latency of ours 'both'; known: alone, shared"):
