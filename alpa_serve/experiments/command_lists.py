@@ -15,6 +15,7 @@ from alpa_serve.experiments.maveriq import PUBLISHED_CLUSTER, model_list
 from alpa_serve.experiments.placement_source import add_placement_flags, experiment_of, placement_of
 from alpa_serve.export.command_files import FORMATS, format_commands
 from alpa_serve.export.maveriq_commands import SEED, Deploy, maveriq_commands
+from alpa_serve.simulator.arrivals import check_expected_count
 from alpa_serve.simulator.trace_workload import STEP_S, WorkloadFromTrace
 from alpa_serve.trace.llm import load_azure_llm_trace
 from alpa_serve.validation import check_int, check_real
@@ -66,10 +67,8 @@ def trace_step_counts(trace: str, scale_rate: float, seed: int = SEED) -> NDArra
     stages = slow * np.resize(POISSON_RATE_FACTORS, POISSON_NUM_STAGES)
     expected = np.repeat(STEP_S * stages, int(POISSON_STAGE_S / STEP_S))
     generator = np.random.default_rng(check_int(seed, "seed", minimum=0))
-    try:
-        return generator.poisson(expected).astype(np.int64)
-    except ValueError:
-        raise InvalidConfigError(f"scale_rate {scale_rate:g} gives {expected.max():g} requests in 30 s") from None
+    check_expected_count(float(expected.sum()), f"scale_rate {scale_rate:g}")
+    return generator.poisson(expected).astype(np.int64)
 
 
 def command_list(
