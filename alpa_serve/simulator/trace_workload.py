@@ -120,14 +120,13 @@ class WorkloadFromTrace(ArrivalProcess):
         self.rate_scale = check_real(rate_scale, "rate_scale", minimum=0.0, exclusive=True)
         self.minute_counts: NDArray[np.int64]
         self._trace_tokens: TraceTokens | None = None
-        if isinstance(trace, FrameTrace):
-            trace = trace.to_frame()
-        if isinstance(trace, CountedTrace):
-            self.minute_counts = _checked_counts(trace.minute_counts())
+        table, counts = _table_or_counts(trace)
+        if table is None:
+            self.minute_counts = _checked_counts(counts)
         else:
-            minutes = _minutes(trace)
+            minutes = _minutes(table)
             self.minute_counts = np.bincount(minutes)
-            self._trace_tokens = TraceTokens(trace, minutes)
+            self._trace_tokens = TraceTokens(table, minutes)
         scaled = self.minute_counts * self.rate_scale
         check_expected_count(2 * float(scaled.sum()), f"rate_scale {rate_scale:g}")
         once = scaled.astype(np.int64)
@@ -267,6 +266,23 @@ def _check_token_source(tokens: str | TokenPercentiles) -> None:
         )
 
 
+def _table_or_counts(trace: object) -> tuple[pd.DataFrame | None, Any]:
+    """Return (the trace as a table, None) if it is one or has one, otherwise (None, its requests per minute)."""
+    import pandas as pd
+
+    # a table may have columns of any name, which look like methods
+    if isinstance(trace, FrameTrace) and not isinstance(trace, pd.DataFrame):
+        trace = trace.to_frame()
+    if isinstance(trace, pd.DataFrame):
+        return trace, None
+    if isinstance(trace, CountedTrace):
+        return None, trace.minute_counts()
+    raise InvalidTraceError(
+        "a trace is a pandas DataFrame with a TIMESTAMP column, or has to_frame() or minute_counts(), "
+        f"got {type(trace).__name__}"
+    )
+
+
 def _checked_counts(given: Any) -> NDArray[np.int64]:
     counts = np.asarray(given)
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min(initial=0) < 0:
@@ -284,11 +300,6 @@ def _minutes(trace: pd.DataFrame) -> NDArray[np.int64]:
     """Return the minute to which each row of the trace counts, from 0 at the first."""
     import pandas as pd
 
-    if not isinstance(trace, pd.DataFrame):
-        raise InvalidTraceError(
-            "a trace is a pandas DataFrame with a TIMESTAMP column, or has to_frame() or minute_counts(), "
-            f"got {type(trace).__name__}"
-        )
     if "TIMESTAMP" not in trace.columns:
         raise InvalidTraceError(f"the trace has no column TIMESTAMP; it has {', '.join(map(str, trace.columns))}")
     if not len(trace):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 DATE_HINT = "ISO 8601 is read, such as 2023-11-16 18:17:03.97"
 TOKENS_HINT = f"whole, from 0 to {MAX_TOKENS}"
+
+_ZONED = r"^.{10}.*(Z|[+-]\d\d(:?\d\d)?)$"
 
 
 class BadCellError(Exception):
@@ -95,12 +98,13 @@ def _stamps(text: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    for zone in (None, "UTC"):
-        try:
-            return text.cast(pa.timestamp("ns", tz=zone)).cast(pa.int64())
-        except pa.ArrowInvalid:
-            pass
-    zoned = pc.match_substring_regex(text, r"^.{10}.*(Z|[+-]\d\d(:?\d\d)?)$")
+    # a cast that fails is slow, and most files have a zone everywhere or nowhere
+    zone = "UTC" if re.match(_ZONED, text[0].as_py()) else None
+    try:
+        return text.cast(pa.timestamp("ns", tz=zone)).cast(pa.int64())
+    except pa.ArrowInvalid:
+        pass
+    zoned = pc.match_substring_regex(text, _ZONED)
     naive = pc.if_else(zoned, pa.scalar(None, pa.string()), text).cast(pa.timestamp("ns")).cast(pa.int64())
     aware = pc.if_else(zoned, text, pa.scalar(None, pa.string())).cast(pa.timestamp("ns", tz="UTC")).cast(pa.int64())
     return pc.coalesce(naive, aware)
