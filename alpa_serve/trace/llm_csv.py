@@ -149,10 +149,11 @@ class _BatchParser:
     def _model_codes(self, cells: list[Any]) -> NDArray[np.int32]:
         import pyarrow.compute as pc
 
-        for text, column in zip(cells, self._form.model, strict=True):
-            named = pc.not_equal(text, "").to_numpy(zero_copy_only=False)
+        parts = [pc.utf8_trim_whitespace(text) for text in cells]
+        for part, text, column in zip(parts, cells, self._form.model, strict=True):
+            named = pc.not_equal(part, "").to_numpy(zero_copy_only=False)
             check_cells(named, text, column, "no model name")
-        joined = pc.binary_join_element_wise(*cells, "/") if len(cells) > 1 else cells[0]
+        joined = pc.binary_join_element_wise(*parts, "/") if len(parts) > 1 else parts[0]
         encoded = joined.dictionary_encode()
         of_batch = [self._codes.setdefault(name, len(self._codes)) for name in encoded.dictionary.to_pylist()]
         codes: NDArray[np.int32] = np.array(of_batch, dtype=np.int32)[encoded.indices.to_numpy()]

@@ -12,7 +12,7 @@ from alpa_serve.simulator.trace_tokens import TRACE_TOKEN_COLUMNS
 from alpa_serve.trace.llm_summary import TraceSummary, plot, summarize
 from alpa_serve.trace.llm_workload import make_workload
 from alpa_serve.trace.llm_writers import write_azure, write_vidur
-from alpa_serve.trace.time_window import TimeWindow
+from alpa_serve.trace.time_window import TimeWindow, whole_ns
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
@@ -212,12 +212,12 @@ class LLMTrace:
     def to_frame(self) -> pd.DataFrame:
         """Return the columns TIMESTAMP (datetime), ContextTokens and GeneratedTokens (int), those that are known.
 
-        Timestamps are exact to the nanosecond for traces of up to 50 days. Where the trace has no dates, second 0
+        Timestamps are exact to the nanosecond for traces of up to 97 days. Where the trace has no dates, second 0
         is 1970-01-01.
         """
         import pandas as pd
 
-        stamps = np.rint(self.arrival_s * 1e9).astype(np.int64)
+        stamps = whole_ns(self.arrival_s)
         stamps += self.start_ns or 0
         frame = pd.DataFrame({"TIMESTAMP": stamps.view("datetime64[ns]")})
         for name, tokens in zip(TRACE_TOKEN_COLUMNS, (self.input_tokens, self.output_tokens), strict=True):

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from alpa_serve.errors import InvalidTraceError
+from alpa_serve.trace.time_window import whole_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +31,7 @@ def write_azure(trace: LLMTrace, path: str | os.PathLike[str]) -> None:
         names.insert(1, "NumImages")
     with _table(trace, path, names) as write:
         for rows in _parts(trace):
-            ns = np.rint(trace.arrival_s[rows] * 1e9).astype(np.int64) + (trace.start_ns or 0)
+            ns = whole_ns(trace.arrival_s[rows]) + (trace.start_ns or 0)
             ticks = (ns + _NS_PER_TICK // 2) // _NS_PER_TICK * _NS_PER_TICK
             text = pc.strftime(pa.array(ticks.view("datetime64[ns]")), "%Y-%m-%d %H:%M:%S")
             columns = [pc.utf8_slice_codeunits(text, 0, _STAMP_CHARACTERS), inputs[rows], outputs[rows]]

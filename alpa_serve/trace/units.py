@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 _CLOCKS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
-_UNIX_FROM_S, _UNIX_TO_S = 9e8, 5e9
+# 2000 to 2050
+_UNIX_FROM_S, _UNIX_TO_S = 9.4e8, 2.53e9
 
 
 def unit_hint(value: float, unit: str) -> str:
