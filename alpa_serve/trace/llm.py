@@ -100,7 +100,7 @@ def load_llm_trace(
         "arrival_s" it describes any CSV file with a header; without, it adds to what the format has.
     unit : {"s", "ms", "us", "ns", "date", "unix_s", "unix_ms", "unix_us", "unix_ns"}, optional
         Of the column that `columns` names for "arrival_s": of a clock of the trace ("s" if left out), dates in ISO
-        8601, or since 1970.
+        8601, or since 1970 (to the microsecond).
     scale : float, optional
         Of "poisson" only; 1 if left out.
     seed : int
@@ -200,13 +200,13 @@ def _first(trace: LLMTrace, max_rows: int | None) -> LLMTrace:
 
 def _custom_form(format_name: str | None, columns: Mapping[str, str] | None, unit: str | None) -> CsvForm | None:
     """Return the form that a caller describes; None if it is a published one."""
-    for what, column in (columns or {}).items():
+    columns = columns or {}
+    for what, column in columns.items():
         check_known(what, COLUMNS, "entry of columns")
         if not isinstance(column, str):
             raise InvalidConfigError(f"columns[{what!r}] must be the name of a column, got {column!r}")
-    described = "arrival_s" in (columns or {})
+    described = "arrival_s" in columns
     if described and format_name in (None, "csv"):
-        assert columns is not None
         form = CsvForm(columns["arrival_s"], check_known("s" if unit is None else unit, UNITS, "unit"))
         return _with_columns(form, columns)
     if described or format_name == "csv":

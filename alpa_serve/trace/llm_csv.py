@@ -10,7 +10,7 @@ from alpa_serve.errors import InvalidTraceError
 from alpa_serve.trace.cells import BadCellError, check_cells, counts, dates, numbers
 from alpa_serve.trace.llm_builder import MAX_SPAN_S, TraceBuilder
 from alpa_serve.trace.llm_formats import SECONDS, UNIX_SECONDS, CsvForm, read_header
-from alpa_serve.trace.text_batches import line_of_row, text_batches
+from alpa_serve.trace.text_batches import place_of_row, text_batches
 from alpa_serve.trace.units import unit_hint
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def read_csv(
             try:
                 builder.add(*parser.parse(dict(zip(columns, batch, strict=True))))
             except BadCellError as error:
-                line = line_of_row(path, row + error.row)
-                raise InvalidTraceError(f"{path}, line {line}, {error.message()}") from None
+                place = place_of_row(path, row + error.row)
+                raise InvalidTraceError(f"{path}, {place}, {error.message()}") from None
             if builder.is_full:
                 break
             row += len(batch[0])

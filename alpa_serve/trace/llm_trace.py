@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
+from alpa_serve.simulator.arrivals import check_expected_count
 from alpa_serve.simulator.columns import MAX_TOKENS, is_token_count
 from alpa_serve.simulator.trace_tokens import TRACE_TOKEN_COLUMNS
 from alpa_serve.trace.llm_summary import TraceSummary, plot, summarize
@@ -156,6 +157,7 @@ class LLMTrace:
             Equal seeds give equal traces.
         """
         check_real(factor, "factor of scale_rate", minimum=0.0, exclusive=True)
+        check_expected_count(len(self) * factor, f"scale_rate({factor:g})")
         rng = np.random.default_rng([COPY_STREAM, seed])
         copies = int(factor) + (rng.random(len(self)) < factor % 1)
         source = np.repeat(np.arange(len(self)), copies)

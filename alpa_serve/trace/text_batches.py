@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import lzma
+import re
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def first_line(path: str | os.PathLike[str], limit: int = 1 << 20) -> str:
         If the file cannot be read, or this line is no UTF-8 text.
     """
     with text_stream(path) as stream:
-        lines = stream.read(limit).splitlines()
+        lines = re.split("[\r\n]", stream.read(limit))
     line = next((line.strip() for line in lines if line.strip()), "")
     if not is_utf8(line):
         raise InvalidTraceError(f"{path}: not a text file: it does not begin with UTF-8 text")
@@ -97,9 +98,15 @@ def csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
             raise InvalidTraceError(f"{path}, line {begin}: not a CSV file: {error}") from None
 
 
-def line_of_row(path: str | os.PathLike[str], row: int) -> int | None:
-    """Return the line on which row `row` (from 0, blank lines left out) of a CSV file begins."""
-    return next((line for line, _ in itertools.islice(csv_rows(path), row, None)), None)
+def place_of_row(path: str | os.PathLike[str], row: int) -> str:
+    """Return "line N", on which row `row` (from 0, blank lines left out) of a CSV file begins.
+
+    It is "row N" in a file whose lines cannot be told for a cell that is too long.
+    """
+    try:
+        return next(f"line {line}" for line, _ in itertools.islice(csv_rows(path), row, None))
+    except (InvalidTraceError, StopIteration):
+        return f"row {row}"
 
 
 def text_batches(path: str | os.PathLike[str], width: int, positions: Sequence[int]) -> Iterator[list[Any]]:
