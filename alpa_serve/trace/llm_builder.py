@@ -87,11 +87,13 @@ class TraceBuilder:
         self._last = last if self._last is None else max(last, self._last)
         if failed is not None:
             self.num_failed += int(np.count_nonzero((inside & failed)[:num_read]))
+        for name in columns:
+            self._columns.setdefault(name, [])
         if len(chosen):
             key = slice(None) if len(chosen) == len(arrivals) else chosen
             self._arrivals.append(arrivals[key])
             for name, values in columns.items():
-                self._columns.setdefault(name, []).append(values[key])
+                self._columns[name].append(values[key])
 
     def earlier_origin(self) -> int | None:
         """Return where the axis starts if that is earlier than was thought and matters to what is in the window."""
