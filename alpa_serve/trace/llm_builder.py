@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from alpa_serve.trace.time_window import TimeWindow
+
+logger = logging.getLogger(__name__)
 
 MAX_SPAN_S = 10 * 366 * 86400.0
 """A trace that spans more is taken to have a wrong date, or another unit than it was read with."""
@@ -113,6 +116,8 @@ class TraceBuilder:
             raise InvalidTraceError(f"{path}: no request in this file")
         if not self._arrivals and self.num_failed == self._num_seen:
             raise InvalidTraceError(f"{path}: all {self._num_seen} requests of this file failed")
+        if self.num_failed:
+            logger.info("%s: left out %d of %d requests, which failed", path, self.num_failed, self._num_seen)
         start_ns = None
         if self._origin is not None:
             start_ns = min(int(self._first), self._origin)

@@ -67,8 +67,10 @@ def test_dates_count_from_the_earliest_request_and_other_clocks_stay(read):
     assert read(MOONCAKE).arrival_s.tolist() == [0.0, 3.0, 3.0, 6.001]
 
 
-def test_failed_requests_are_left_out_and_counted(read):
-    trace = read(BURSTGPT)
+def test_failed_requests_are_left_out_counted_and_logged(read, caplog):
+    with caplog.at_level("INFO", "alpa_serve"):
+        trace = read(BURSTGPT)
+    assert "trace.csv: left out 1 of 4 requests, which failed" in caplog.text
     assert (len(trace), trace.num_failed) == (3, 1)
     assert trace.model.tolist() == ["ChatGPT", "GPT-4", "GPT-4"]
     assert read(BURSTGPT, start=150).num_failed == 0
