@@ -36,6 +36,7 @@ setup(
         "starlette>=0.37",
         "uvicorn>=0.29",
         "datasets>=2.18",
+        "pyarrow>=15",
         "parameterized>=0.9",
     ],
     entry_points={"console_scripts": ["alpa-serve=alpa_serve.cli:main"]},
