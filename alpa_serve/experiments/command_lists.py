@@ -15,10 +15,9 @@ from alpa_serve.experiments.maveriq import PUBLISHED_CLUSTER, model_list
 from alpa_serve.experiments.placement_source import add_placement_flags, experiment_of, placement_of
 from alpa_serve.export.command_files import FORMATS, format_commands
 from alpa_serve.export.maveriq_commands import SEED, Deploy, maveriq_commands
-from alpa_serve.simulator.arrivals import check_expected_count
 from alpa_serve.simulator.trace_workload import STEP_S, WorkloadFromTrace
-from alpa_serve.trace.llm import load_azure_llm_trace
-from alpa_serve.validation import check_int, check_real
+from alpa_serve.trace.llm import POISSON, POISSON_DURATION_S, load_llm_trace
+from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,18 +28,6 @@ if TYPE_CHECKING:
     from alpa_serve.export.maveriq_commands import Command
     from alpa_serve.placement import ClusterEnv, ModelPlacement
 
-POISSON = "poisson"
-"""Name of the stepped Poisson trace."""
-
-POISSON_STAGE_S, POISSON_NUM_STAGES = 120.0, 15
-"""Seconds of a stage of the stepped Poisson trace, and its stages: 30 minutes in all."""
-
-POISSON_RATE_FACTORS = (1.0, 2.5)
-"""Factors on the rate of the stages, in turn."""
-
-POISSON_SCALE = 0.2
-"""Scale at which the slow stages have one request a second."""
-
 
 def trace_step_counts(trace: str, scale_rate: float, seed: int = SEED) -> NDArray[np.int64]:
     """Return the requests of each step of 30 s, shape (num_steps,), of a trace that is played once.
@@ -48,8 +35,8 @@ def trace_step_counts(trace: str, scale_rate: float, seed: int = SEED) -> NDArra
     Parameters
     ----------
     trace : str
-        "code" or "coding", "conversation", a CSV file with a column TIMESTAMP: a minute of the trace is a step. Or
-        "poisson": 15 stages of 2 minutes at lambda and 2.5 lambda requests/s in turn, lambda = scale_rate / 0.2.
+        Name or file, as :func:`~alpa_serve.trace.llm.load_llm_trace` takes it: a minute of the trace is a step. But
+        "poisson" is played in its own time: a step has the requests of 30 s.
     scale_rate : float
         Factor on the requests per minute.
     seed : int
@@ -60,15 +47,12 @@ def trace_step_counts(trace: str, scale_rate: float, seed: int = SEED) -> NDArra
     UnknownNameError, InvalidTraceError, InvalidConfigError
         If the trace is not known or cannot be read, or the factor is out of range.
     """
-    if trace.lower() != POISSON:
-        twice = WorkloadFromTrace(scale_rate, load_azure_llm_trace(trace)).step_counts
-        return twice[: len(twice) // 2]
-    slow = check_real(scale_rate, "scale_rate", minimum=0.0, exclusive=True) / POISSON_SCALE
-    stages = slow * np.resize(POISSON_RATE_FACTORS, POISSON_NUM_STAGES)
-    expected = np.repeat(STEP_S * stages, int(POISSON_STAGE_S / STEP_S))
-    generator = np.random.default_rng(check_int(seed, "seed", minimum=0))
-    check_expected_count(float(expected.sum()), f"scale_rate {scale_rate:g}")
-    return generator.poisson(expected).astype(np.int64)
+    if trace.lower() == POISSON:
+        requests = load_llm_trace(POISSON, scale=scale_rate, seed=seed)
+        num_steps = int(POISSON_DURATION_S / STEP_S)
+        return np.bincount((requests.arrival_s // STEP_S).astype(np.int64), minlength=num_steps)
+    twice = WorkloadFromTrace(scale_rate, load_llm_trace(trace)).step_counts
+    return twice[: len(twice) // 2]
 
 
 def command_list(
@@ -120,9 +104,7 @@ def main(argv: Sequence[str] | None = None, default_configs: Path = Path("alpase
     """
     parser = argparse.ArgumentParser(description="Write a placement and a trace as MaverIQ's timed commands.")
     add_placement_flags(parser, default_configs)
-    parser.add_argument(
-        "--trace", default="conversation", help="code, conversation, poisson, or a CSV file with a column TIMESTAMP"
-    )
+    parser.add_argument("--trace", default="conversation", help="code, conversation, poisson, or the file of a trace")
     parser.add_argument("--batch_size", type=int, default=1, help="largest batch of each replica")
     parser.add_argument("--seed", type=int, default=SEED, help="of times and choices (default: %(default)s)")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")

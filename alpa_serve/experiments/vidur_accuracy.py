@@ -14,7 +14,7 @@ from alpa_serve.experiments.vidur_comparison import compare
 from alpa_serve.experiments.vidur_export import LATENCIES, OURS_FILE, vidur_name, vidur_runs, write_vidur_run
 from alpa_serve.export.vidur_run import NETWORKS
 from alpa_serve.simulator.trace_workload import PROMPT_CHARACTERS, TOKEN_SOURCES, WorkloadFromTrace
-from alpa_serve.trace.llm import load_azure_llm_trace
+from alpa_serve.trace.llm import load_llm_trace
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _export(options: argparse.Namespace) -> str:
     prompt_tokens = check_int(options.prompt_tokens, "prompt_tokens", minimum=1)
     names = _given_names(options.vidur_model)
     models = [{**model, "input_length": prompt_tokens} for model in model_list(experiment.model_set)]
-    trace = WorkloadFromTrace(experiment.scale_rate, load_azure_llm_trace(experiment.trace))
+    trace = WorkloadFromTrace(experiment.scale_rate, load_llm_trace(experiment.trace))
     workload = trace.generate_workload(models, slo=experiment.slo_scale, tokens=options.tokens)
     rules = RULES[options.rules]
     # requests go to the models that they name, as on the hardware, whichever naming chose the placement

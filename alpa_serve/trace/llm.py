@@ -10,6 +10,7 @@ from alpa_serve.errors import InvalidConfigError, UnknownNameError
 from alpa_serve.trace.built_in import (
     BUILT_IN_TRACES,
     POISSON,
+    POISSON_DURATION_S,
     is_built_in,
     minute_counts,
     recorded,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILT_IN_TRACES",
     "FORMATS",
+    "POISSON",
+    "POISSON_DURATION_S",
     "LLMTrace",
     "TraceSummary",
     "load_azure_llm_trace",

@@ -17,7 +17,7 @@ from alpa_serve.profiling import ParallelConfig
 from alpa_serve.scheduling import ALPASERVE, MAVERIQ
 from alpa_serve.simulator import simulate
 from alpa_serve.simulator.trace_workload import WorkloadFromTrace
-from alpa_serve.trace.llm import load_azure_llm_trace
+from alpa_serve.trace.llm import load_llm_trace
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(__file__).parent / "data" / "vidur_sample"
@@ -51,7 +51,7 @@ def sample(tmp_path):
 
 def problem(rules):
     models = model_list("large")
-    trace = WorkloadFromTrace(0.4, load_azure_llm_trace("code"))
+    trace = WorkloadFromTrace(0.4, load_llm_trace("code"))
     workload = trace.generate_workload(models, slo=5.0, tokens="trace")
     return model_datas(models, 5.0, workload, rules=rules), workload
 
