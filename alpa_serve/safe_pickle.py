@@ -140,7 +140,6 @@ class SafeUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused
         super().__init__(file)
         self._part_of = part_of
         self._depths: dict[int, int] = {}
-        self._kept: list[object] = []
         # classes and functions of this load alone: what a crafted file does to them reaches nothing else (functions,
         # not functools.partial, whose state a pickle could replace)
 
@@ -184,12 +183,12 @@ class SafeUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused
         build(self)
         made = self.stack[-1]  # type: ignore[attr-defined,unused-ignore]
         if isinstance(made, (tuple, frozenset)):
-            depth = 1 + max((self._depths.get(id(member), 0) for member in made), default=0)
+            # by id: every tuple that is alive had its depth set when it was built
+            nested = (self._depths.get(id(member), 0) for member in made if type(member) in (tuple, frozenset))
+            depth = 1 + max(nested, default=0)
             if depth > MAX_NESTING:
                 raise pickle.UnpicklingError(f"it nests tuples more deeply than any {self._part_of}")
             self._depths[id(made)] = depth
-            # kept alive, or another object could come to have its id
-            self._kept.append(made)
 
 
 def _watched(build: Callable[[Any], None]) -> Callable[[Any], None]:
