@@ -27,7 +27,7 @@ from alpa_serve.trace.function_table import (
     TRACE_MINUTES,
     FunctionTable,
 )
-from alpa_serve.trace.line_table import ColumnKind, read_blocks, text_columns
+from alpa_serve.trace.line_table import ColumnKind, read_blocks, real_columns, text_columns, whole_columns
 from alpa_serve.validation import check_int, check_known
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def read_azure_v1(trace_dir: str | os.PathLike[str], n_day: int = TRACE_DAYS, *,
         raise InvalidConfigError(f"n_day must be at most {TRACE_DAYS}, the days of the trace; got {n_day}")
     files = _raw_files(Path(trace_dir), [V1_FILE.format(day=day) for day in range(1, n_day + 1)])
     minutes = [str(minute) for minute in range(1, MINUTES_PER_DAY + 1)]
-    counts = ColumnKind(minutes, "int64", int, 0, MAX_COUNT, f"a whole number of invocations from 0 to {MAX_COUNT}")
+    counts = whole_columns(minutes, MAX_COUNT, "invocations in a minute")
     numbering = _Numbering(columns)
     days = [_read_day(path, [text_columns(columns), counts], numbering) for path in files]
     return _joined_days(list(numbering.number_of), days)
@@ -266,8 +266,7 @@ def read_azure_v2(trace_dir: str | os.PathLike[str], *, key: str = "unique") -> 
     """Read the file of the 2021 trace; see `preprocess_azure_v2_trace`."""
     columns = _key_columns(AZURE_V2, key)
     (path,) = _raw_files(Path(trace_dir), [V2_FILE])
-    hint = f"seconds from 0 to {MAX_END_S:.0f} (15 days)"
-    times = ColumnKind(["end_timestamp", "duration"], "float64", float, 0.0, MAX_END_S, hint)
+    times = real_columns(["end_timestamp", "duration"], MAX_END_S, "seconds")
     numbering = _Numbering(columns)
     functions, arrivals = [], []
     for frame in read_blocks(path, [text_columns(columns), times]):

@@ -127,13 +127,21 @@ class FunctionTable(Mapping[str, NDArray[Any]]):
         return len(self.at) if self.counts is None else int(self.counts.sum(dtype=np.int64))
 
     def window(self, start_minute: int, end_minute: int) -> FunctionTable:
-        """Return what lies within [start, end), without the functions that have nothing there."""
-        unit = 60 if self.counts is None else 1
+        """Return what lies within [start, end), without the functions that have nothing there.
+
+        Parameters
+        ----------
+        start_minute, end_minute : int
+            From the first minute of the table.
+        """
         if self.counts is not None and start_minute == 0 and end_minute >= self.num_minutes:
             keep = None
             num_kept = np.diff(self.offsets)
         else:
-            keep = (self.at >= start_minute * unit) & (self.at < end_minute * unit)
+            first, last = start_minute, end_minute
+            if self.counts is None:
+                first, last = ((self.start_minute + minute) * 60 for minute in (start_minute, end_minute))
+            keep = (self.at >= first) & (self.at < last)
             before = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[self.offsets]
             num_kept = np.diff(before)
         present = np.flatnonzero(num_kept)

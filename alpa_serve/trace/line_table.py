@@ -54,6 +54,24 @@ class ColumnKind:
             return False
 
 
+def whole_columns(names: Sequence[str], maximum: int, what: str) -> ColumnKind:
+    """Return columns of whole numbers from 0 to `maximum`."""
+    hint = f"{what}, a whole number from 0 to {maximum}"
+    return ColumnKind(names, "int64", lambda cell: int(_plain(cell)), 0, maximum, hint)
+
+
+def real_columns(names: Sequence[str], maximum: float, what: str) -> ColumnKind:
+    """Return columns of numbers from 0 to `maximum`."""
+    return ColumnKind(names, "float64", lambda cell: float(_plain(cell)), 0, maximum, f"{what}, 0 to {maximum:.0f}")
+
+
+def _plain(cell: str) -> str:
+    # int and float take more than numbers as files have them
+    if "_" in cell or not cell.isascii():
+        raise ValueError(cell)
+    return cell
+
+
 def text_columns(names: Sequence[str]) -> ColumnKind:
     """Return columns of text that is not empty."""
     return ColumnKind(names, "str", lambda cell: len(cell.strip()), 1, np.inf, "a name that is not empty")
