@@ -66,13 +66,10 @@ def interval_gaps(arrivals: NDArray[np.float64], edges: NDArray[np.float64]) -> 
     gaps = np.diff(inside)[within] + eps
     interval = interval[1:][within]
     num_gaps = np.bincount(interval, minlength=num_intervals)
-    # not log1p: its digits differ from scipy's for the smallest gaps, and the arrivals drawn would differ from AlpaServe's
+    # not log1p: its last digits differ from scipy's for small gaps, and so would the arrivals from AlpaServe's
     logs = np.log(gaps), np.log(gaps + 1)
     with np.errstate(invalid="ignore"):
-        means = [
-            np.bincount(interval, values, minlength=num_intervals) / num_gaps
-            for values in (gaps, *logs)
-        ]
+        means = [np.bincount(interval, values, minlength=num_intervals) / num_gaps for values in (gaps, *logs)]
     return IntervalGaps(num_arrivals, num_gaps, *means)
 
 
@@ -92,6 +89,11 @@ def fit_gamma_shapes(gaps: IntervalGaps) -> NDArray[np.float64]:
 
     The likelihood has its maximum where log(shape) - digamma(shape) = log(mean gap) - mean log(gap). Equal gaps have
     it at infinity; the shape of the smallest cv that a GammaProcess takes stands for that.
+
+    Notes
+    -----
+    The 1e-6 s that AlpaServe adds to each gap hide the shorter ones. Where these are many, as from a cv of about 3 on
+    (a gamma distribution of cv 4 and mean 0.5 s has 37 % of its gaps below 1e-6 s), the fitted cv is too small.
     """
     largest = 1 / MIN_CV**2
     shapes = np.full(len(gaps.mean), np.nan)

@@ -198,6 +198,13 @@ class Trace:
         ------
         InvalidConfigError, UnknownNameError
             If an argument is out of range or does not fit the trace or the distribution.
+        InvalidWorkloadError
+            If the processes would make more requests than can be held in memory, naming the busiest interval.
+
+        Notes
+        -----
+        The fits are AlpaServe's, gaps and all: to each gap 1e-6 s are added. Rate and cv of gamma distributed gaps
+        come out right where few of them are shorter than that, as with a cv up to about 2.
         """
         start, end = self._minutes(start_time, end_time)
         settings = ReplaySettings(

@@ -194,7 +194,6 @@ class _Table:
                     quoting=3,
                     keep_default_na=False,
                     na_values=[],
-                    float_precision="round_trip",
                 )
             except (ValueError, OverflowError):
                 frame = None

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError
+from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError
 from alpa_serve.simulator.arrivals import (
+    MAX_REQUESTS,
     ArrivalProcess,
     GammaProcess,
     ParetoProcess,
@@ -173,9 +174,7 @@ class ReplaySettings:
         """
         drawn = []
         for of_model in processes:
-            check_expected_count(
-                sum(process.rate() for _, process in of_model) * self.interval_seconds, "the replay of a model"
-            )
+            self._check_num_requests(of_model)
             parts = [np.empty(0)]
             for interval, process in of_model:
                 start = self.start_seconds + interval * self.interval_seconds
@@ -183,6 +182,18 @@ class ReplaySettings:
                 seed += 1
             drawn.append(np.concatenate(parts))
         return drawn
+
+    def _check_num_requests(self, processes: list[IntervalProcess]) -> None:
+        total = sum(process.rate() for _, process in processes) * self.interval_seconds
+        if total > MAX_REQUESTS:
+            interval, busiest = max(processes, key=lambda numbered: numbered[1].rate())
+            start = self.start_seconds + interval * self.interval_seconds
+            raise InvalidWorkloadError(
+                f"the {self.arrival_distribution} processes of one model make {total:.3g} requests (at most "
+                f"{MAX_REQUESTS:g} are generated); the one of the interval from {start:g} s on makes "
+                f"{busiest.rate():.3g} a second. Fits to few invocations can be that wrong: take longer intervals, another "
+                "distribution, or a smaller rate_scale_factor"
+            )
 
     def play(self, arrivals: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return invocations as they are, but for the time scale and the replication."""

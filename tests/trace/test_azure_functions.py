@@ -105,7 +105,9 @@ def test_v1_without_a_column_of_a_minute_is_refused(write_v1):
     folder = write_v1(DAY1)
     path = folder / V1_FILE.format(day=1)
     path.write_text(path.read_text().replace(",77,", ",minute77,"))
-    with pytest.raises(InvalidTraceError, match=r"d01\.csv, line 1: no column 77; found HashOwner, .* \(1444 columns\)"):
+    with pytest.raises(
+        InvalidTraceError, match=r"d01\.csv, line 1: no column 77; found HashOwner, .* \(1444 columns\)"
+    ):
         preprocess_azure_v1_trace(folder, 1)
 
 
@@ -215,10 +217,14 @@ def test_a_folder_is_preprocessed_on_first_use_and_again_when_a_raw_file_is_newe
 
 def test_the_wrong_trace_or_none_is_refused(write_v2, write_v1, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidTraceError, match=r"neither azure_v2\.npz nor azure_v2\.pkl nor AzureFunctions.* is there"):
+    with pytest.raises(
+        InvalidTraceError, match=r"neither azure_v2\.npz nor azure_v2\.pkl nor AzureFunctions.* is there"
+    ):
         Trace("azure_v2", tmp_path / "empty")
     path = preprocess_azure_v2_trace(write_v2(SHORT))
-    with pytest.raises(InvalidTraceError, match="holds .*5 invocations as seconds.*, as azure_v2 has them, not azure_v1"):
+    with pytest.raises(
+        InvalidTraceError, match="holds .*5 invocations as seconds.*, as azure_v2 has them, not azure_v1"
+    ):
         Trace("azure_v1", path)
     with pytest.raises(UnknownNameError, match="known: azure_v1, azure_v2"):
         Trace("azure_v3", path)

@@ -72,7 +72,10 @@ GOOD = "0.5,a,3,z\n"
         ("x,name,n,n\n1,a,1,1\n", "line 1: two columns have the same name: n"),
         (GOOD, "line 1: no column name; found 0.5, a, 3, z"),
         (HEAD + GOOD + "0.5,,3,z\n", "line 3, column name: expected a name that is not empty, found an empty cell"),
-        (HEAD + GOOD + "\n0.5,a,,z\n", "line 4, column n: expected pieces, a whole number from 0 to 100, found an empty"),
+        (
+            HEAD + GOOD + "\n0.5,a,,z\n",
+            "line 4, column n: expected pieces, a whole number from 0 to 100, found an empty",
+        ),
         (HEAD + GOOD + "0.5,a,NaN,z\n" + GOOD, "line 3, column n: .* found 'NaN'"),
         (HEAD + GOOD + "0.5,a,1.5,z\n", "line 3, column n: .* found '1.5'"),
         (HEAD + GOOD + "0.5,a,-1,z\n", "line 3, column n: .* found '-1'"),
