@@ -191,8 +191,8 @@ class ReplaySettings:
             raise InvalidWorkloadError(
                 f"the {self.arrival_distribution} processes of one model make {total:.3g} requests (at most "
                 f"{MAX_REQUESTS:g} are generated); the one of the interval from {start:g} s on makes "
-                f"{busiest.rate():.3g} a second. Fits to few invocations can be that wrong: take longer intervals, another "
-                "distribution, or a smaller rate_scale_factor"
+                f"{busiest.rate():.3g} a second. Fits to few invocations can be that wrong: take longer intervals, "
+                "another distribution, or a smaller rate_scale_factor"
             )
 
     def play(self, arrivals: NDArray[np.float64]) -> NDArray[np.float64]:

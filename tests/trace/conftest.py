@@ -53,7 +53,7 @@ def trace_of(tmp_path):
 
 @pytest.fixture
 def write_v1(tmp_path):
-    """Return write_v1(rows of day 1, rows of day 2, ...) -> the folder; a row is (owner, app, function, {minute: n})."""
+    """Return write_v1(rows of day 1, ...) -> the folder; a row is (owner, app, function, {minute: n})."""
 
     def write(*days):
         header = ["HashOwner", "HashApp", "HashFunction", "Trigger", *MINUTES]

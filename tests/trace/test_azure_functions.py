@@ -60,7 +60,7 @@ def test_v1_rows_of_one_name_are_added_up(write_v1):
 def test_v1_rows_that_add_up_to_too_many_are_refused(write_v1):
     many = ("o1", "a1", "f1", {5: 2**31 - 1})
     assert load_trace(preprocess_azure_v1_trace(write_v1([many]), 1))["o1/a1/f1"][4] == 2**31 - 1
-    with pytest.raises(InvalidTraceError, match="d01.csv: the rows of function 'o1/a1/f1' add up to more than 21474"):
+    with pytest.raises(InvalidTraceError, match=r"d01\.csv: the rows of function 'o1/a1/f1' add up to more than"):
         preprocess_azure_v1_trace(write_v1([many, many]), 1)
 
 
@@ -222,9 +222,7 @@ def test_the_wrong_trace_or_none_is_refused(write_v2, write_v1, tmp_path):
     ):
         Trace("azure_v2", tmp_path / "empty")
     path = preprocess_azure_v2_trace(write_v2(SHORT))
-    with pytest.raises(
-        InvalidTraceError, match="holds .*5 invocations as seconds.*, as azure_v2 has them, not azure_v1"
-    ):
+    with pytest.raises(InvalidTraceError, match=r"holds .*5 invocations as seconds.*, as azure_v2 has them, not"):
         Trace("azure_v1", path)
     with pytest.raises(UnknownNameError, match="known: azure_v1, azure_v2"):
         Trace("azure_v3", path)

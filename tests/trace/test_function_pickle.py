@@ -143,8 +143,8 @@ def test_a_crafted_pickle_is_refused_in_a_process_that_lives_on(tmp_path, crafte
     path = tmp_path / "trace.pkl"
     path.write_bytes(crafted)
     script = (
-        "import sys\nfrom alpa_serve.errors import InvalidTraceError\nfrom alpa_serve.trace.function_pickle import *\n"
-        "try:\n    read_pickle(__import__('pathlib').Path(sys.argv[1]))\nexcept InvalidTraceError:\n    print('refused')"
+        "import sys\nfrom alpa_serve.errors import InvalidTraceError\nfrom alpa_serve.trace import load_trace\n"
+        "try:\n    load_trace(sys.argv[1])\nexcept InvalidTraceError:\n    print('refused')"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
