@@ -199,7 +199,8 @@ class Trace:
         InvalidConfigError, UnknownNameError
             If an argument is out of range or does not fit the trace or the distribution.
         InvalidWorkloadError
-            If the processes would make more requests than can be held in memory, naming the busiest interval.
+            If the processes would make more requests than can be held in memory, naming the busiest interval; as
+            "pareto" does where all that an interval has is two invocations at almost the same time.
 
         Notes
         -----
