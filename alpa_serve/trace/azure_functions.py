@@ -50,7 +50,7 @@ MAX_END_S = (TRACE_DAYS + 1) * 86400.0
 
 
 def preprocess_azure_v1_trace(
-    trace_dir: str | os.PathLike[str],
+    dir: str | os.PathLike[str],
     n_day: int = TRACE_DAYS,
     *,
     key: str = "unique",
@@ -60,7 +60,7 @@ def preprocess_azure_v1_trace(
 
     Parameters
     ----------
-    trace_dir : path-like
+    dir : path-like
         Folder with ``invocations_per_function_md.anon.d01.csv`` and so on (or ``.csv.gz``): HashOwner, HashApp,
         HashFunction, Trigger, and the invocations in minute 1 to 1440 of the day.
     n_day : int
@@ -89,11 +89,11 @@ def preprocess_azure_v1_trace(
     with invocations are kept, in 10 bytes while reading and 6 in the result: for the whole public trace, of which a
     dense table would take 7 GB, that is some hundred million.
     """
-    return save_trace(read_azure_v1(trace_dir, n_day, key=key), _output(AZURE_V1, trace_dir, key, output))
+    return save_trace(read_azure_v1(dir, n_day, key=key), _output(AZURE_V1, dir, key, output))
 
 
 def preprocess_azure_v2_trace(
-    trace_dir: str | os.PathLike[str],
+    dir: str | os.PathLike[str],
     *,
     key: str = "unique",
     output: str | os.PathLike[str] | None = None,
@@ -102,7 +102,7 @@ def preprocess_azure_v2_trace(
 
     Parameters
     ----------
-    trace_dir : path-like
+    dir : path-like
         Folder with ``AzureFunctionsInvocationTraceForTwoWeeksJan2021.txt`` (or ``.txt.gz``): app, func, end_timestamp
         and duration in seconds.
     key : {"unique", "func"}
@@ -128,7 +128,7 @@ def preprocess_azure_v2_trace(
     An invocation arrives at end_timestamp - duration, which may lie before 0 for one that ran when the trace began.
     Rows that are equal are as many invocations.
     """
-    return save_trace(read_azure_v2(trace_dir, key=key), _output(AZURE_V2, trace_dir, key, output))
+    return save_trace(read_azure_v2(dir, key=key), _output(AZURE_V2, dir, key, output))
 
 
 def open_trace(trace_name: str, trace_dir: str | os.PathLike[str], key: str) -> FunctionTable:

@@ -141,9 +141,8 @@ class FunctionTable(Mapping[str, NDArray[Any]]):
             first, last = start_minute, end_minute
             if self.counts is None:
                 first, last = ((self.start_minute + minute) * 60 for minute in (start_minute, end_minute))
-            keep = (self.at >= first) & (self.at < last)
-            before = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[self.offsets]
-            num_kept = np.diff(before)
+            keep = np.flatnonzero((self.at >= first) & (self.at < last))
+            num_kept = np.diff(np.searchsorted(keep, self.offsets))
         present = np.flatnonzero(num_kept)
         offsets = np.concatenate([[0], np.cumsum(num_kept[present], dtype=np.int64)])
         part = FunctionTable.__new__(FunctionTable)
@@ -199,8 +198,11 @@ class FunctionTable(Mapping[str, NDArray[Any]]):
         """Return the invocations of each function, shape (n,)."""
         if self.counts is None:
             return np.diff(self.offsets)
-        before = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
-        return np.diff(before[self.offsets])
+        total = np.zeros(len(self), dtype=np.int64)
+        present = np.flatnonzero(np.diff(self.offsets))
+        if len(present):
+            total[present] = np.add.reduceat(self.counts, self.offsets[present], dtype=np.int64)
+        return total
 
     @classmethod
     def of_runs(

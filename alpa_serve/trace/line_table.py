@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 1 << 24
 """How much of a file is read at once."""
 
+MAX_LINE_BYTES = 1 << 24
+"""A longer line is taken to belong to another kind of file."""
+
 
 @dataclass(frozen=True)
 class ColumnKind:
@@ -147,6 +150,10 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     lines = lines.replace(b"\r\n", b"\n").removesuffix(b"\r") + b"\n"
                     yield number, lines
                     number += lines.count(b"\n")
+                if len(rest) > MAX_LINE_BYTES:
+                    raise InvalidTraceError(
+                        f"{path}, after line {number - 1}: no line break for {len(rest)} bytes; not a CSV file"
+                    )
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidTraceError(f"{path}, after line {number - 1}: cannot be read: {error}") from None
     if rest:

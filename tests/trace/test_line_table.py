@@ -105,6 +105,13 @@ def test_a_bad_file_is_refused_with_file_line_and_column(read, monkeypatch, cont
     assert "table.csv" in str(caught.value)
 
 
+def test_a_file_without_line_breaks_is_refused_before_it_fills_the_memory(read, monkeypatch):
+    monkeypatch.setattr(line_table, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(line_table, "MAX_LINE_BYTES", 100)
+    with pytest.raises(InvalidTraceError, match=r"after line 2: no line break for 1\d\d bytes; not a CSV file"):
+        read(HEAD + GOOD + "x" * (64 * 40))
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InvalidTraceError, match=r"absent\.csv, after line 0: cannot be read"):
         list(read_blocks(tmp_path / "absent.csv", KINDS))
