@@ -13,7 +13,7 @@ from alpa_serve.scheduling import ALPASERVE
 PACKAGE = Path(alpa_serve.__file__).parent
 
 LAYERS = [
-    {"util", "errors", "validation", "device_layout"},
+    {"util", "errors", "validation", "device_layout", "safe_pickle"},
     {"profiles"},
     {"profiling"},
     {"placement"},
@@ -56,7 +56,7 @@ def test_module_imports_only_from_its_own_room_and_from_layers_below(path):
 
 def test_importing_the_policies_loads_no_heavy_package():
     heavy = ["ray", "pandas", "pyarrow", "datasets", "matplotlib", "starlette", "pydantic", "rich", "asyncio"]
-    modules = "alpa_serve.placement_policy, alpa_serve.simulator.controller"
+    modules = "alpa_serve.placement_policy, alpa_serve.simulator.controller, alpa_serve.trace"
     code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
@@ -177,6 +177,31 @@ PUBLIC = {
         "MAVERIQ": None,
     },
     "alpa_serve.profiles.maveriq": {"load": "model, dtype='float16', int8_kv_cache=False"},
+    "alpa_serve.trace": {
+        "Trace": "trace_name, trace_dir",
+        "Trace.slice": "self, start_time='0.0.0', end_time='13.23.60'",
+        "Trace.replay": (
+            "self, models, model_mapping_strategy='stripe', start_time='0.0.0', end_time='13.23.60', "
+            "arrival_distribution='exponential', interval_seconds=600, rate_scale_factor=1.0, cv_scale_factor=1.0, "
+            "time_scale_factor=1.0, replication_factor=1, seed=0"
+        ),
+        "Trace.replay_vanilla": "self, models, model_mapping_strategy, start_time, end_time",
+        "Trace.map_model": "self, models, function_names, strategy",
+        "Trace.function_names": None,
+        "Trace.timestr_to_dhm": None,
+        "Trace.report_stats": "self",
+        "TraceReplay.to_workload": "self, slo",
+        "TraceReplay.rate": "self",
+        "TraceReplay.cv": "self",
+        "TraceReplay.report_stats": "self",
+        "TraceReplay.visualize": "self, n_interval=100",
+        "TraceReplay.duration": None,
+        "TraceReplay.duration_seconds": None,
+        "load_trace": "path",
+        "preprocess_azure_v1_trace": "dir, n_day=14",
+        "preprocess_azure_v2_trace": "dir",
+        "report_group_stats": "replays",
+    },
     "alpa_serve.simulator.event_loop": {
         "run_event_loop": "coroutine",
         "clock": "",

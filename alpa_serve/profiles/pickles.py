@@ -1,7 +1,6 @@
 """Reading AlpaServe's pickled profiles without running anything that is in the file.
 
-Whatever a pickle names is answered by a stand-in made for this one load: classes of this module's own that keep what
-they are given, never the classes or functions named. Profiles are rebuilt from the stand-ins, every figure checked.
+Profiles are rebuilt from the stand-ins of :mod:`alpa_serve.safe_pickle`, every figure checked.
 """
 
 from __future__ import annotations
@@ -9,166 +8,39 @@ from __future__ import annotations
 import math
 import pickle
 import reprlib
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from alpa_serve.errors import InvalidProfileError
 from alpa_serve.profiles.result import ORIGIN_FIELDS, PrefillDecode, ProfilingResult, check_parallel_config
+from alpa_serve.safe_pickle import OBJECT_BASE, TUPLE_BASE, NumberList, SafeUnpickler
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
-    import io
-    from collections.abc import Callable
     from pathlib import Path
-
-_MAX_NESTING = 20
-_NUMBER_CODES = {"b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"}
+    from typing import IO
 
 
-class _NumberType:
-    """Stands in for a NumPy dtype: one of the plain number types, or refused."""
+class _ProfileUnpickler(SafeUnpickler):
+    """Admits profiles too, as stand-ins."""
 
-    def __init__(self, code: object, align: object = False, copy: object = True) -> None:
-        if code not in _NUMBER_CODES:
-            raise pickle.UnpicklingError(f"it holds NumPy data of type {code!r}, which is no number")
-        self.dtype = np.dtype(str(code))
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        byte_order = state[1]
-        if byte_order in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(byte_order)
-
-    def numbers(self, raw: object) -> list[Any]:
-        """Return the numbers in `raw` bytes as Python numbers."""
-        if not isinstance(self, _NumberType) or not isinstance(raw, (bytes, bytearray)):
-            raise pickle.UnpicklingError("it holds NumPy data that is not plain numbers")
-        listed: list[Any] = np.frombuffer(raw, dtype=self.dtype).tolist()
-        return listed
-
-
-class _NumberArray(list[Any]):
-    """Stands in for a NumPy array: its numbers as nested lists."""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _version, shape, number_type, fortran, raw = state
-        self[:] = _shaped(_NumberType.numbers(number_type, raw), shape, "F" if fortran else "C")
-
-
-def _make_scalar(number_type: _NumberType, raw: object) -> Any:
-    (number,) = _NumberType.numbers(number_type, raw)
-    return number
-
-
-def _make_array(raw: object, number_type: _NumberType, shape: object, order: object) -> list[Any]:
-    numbers = _NumberType.numbers(number_type, bytes(raw) if isinstance(raw, pickle.PickleBuffer) else raw)
-    return _shaped(numbers, shape, order)
-
-
-def _shaped(numbers: list[Any], shape: Any, order: Any) -> list[Any]:
-    """Return a flat list of numbers as nested lists of the array's shape."""
-    if not isinstance(shape, tuple) or not shape:
-        raise pickle.UnpicklingError("it holds a NumPy array without dimensions")
-    listed: list[Any] = np.array(numbers).reshape(shape, order=order).tolist()
-    return listed
-
-
-def _encode_latin1(text: object, encoding: object) -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("it holds text in an encoding that no profile uses")
-    return text.encode("latin1")
-
-
-def _make_bytes(*arguments: object) -> bytes:
-    # how protocols 0 to 2 write empty bytes
-    if arguments:
-        raise pickle.UnpicklingError("it makes bytes in a way that no profile uses")
-    return b""
-
-
-def _make_set(members: object) -> set[Any]:
-    if not isinstance(members, list) or any(isinstance(member, (tuple, frozenset)) for member in members):
-        raise pickle.UnpicklingError("it holds a set of other than numbers and text")
-    return set(members)
-
-
-class _ProfileUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc,unused-ignore]
-    """Admits profiles, plain containers and numbers, as stand-ins.
-
-    It is the unpickler written in Python, so that tuples can be kept from nesting: a tuple that is a key is hashed,
-    and the interpreter hashes without a limit to the depth.
-    """
-
-    dispatch = pickle._Unpickler.dispatch.copy()  # type: ignore[attr-defined,unused-ignore]
-
-    def __init__(self, file: io.BufferedReader) -> None:
-        super().__init__(file)
-        self._depths: dict[int, int] = {}
-        self._kept: list[object] = []
-        # classes and functions of this load alone: what a crafted file does to them reaches nothing else (functions,
-        # not functools.partial, whose state a pickle could replace)
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, "profile", NumberList)
+        # of this load alone, like every stand-in
         self.result_class: type = type("ProfilingResult", (), {})
         self.data_class: type = type("LatencyMemData", (), {})
         config_class: type = type("ParallelConfig", (tuple,), {"__new__": _new_config})
-        # bases are named, never called
-        object_base, tuple_base = "object", "tuple"
-        bases = {self.result_class: object_base, self.data_class: object_base, config_class: tuple_base}
+        bases = {self.result_class: OBJECT_BASE, self.data_class: OBJECT_BASE, config_class: TUPLE_BASE}
 
         def reconstruct(cls: type, base: str, state: Any) -> Any:
             # how protocols 0 and 1 make an object
             if bases.get(cls) != base:
                 raise pickle.UnpicklingError("it makes an object that is no part of a profile")
-            return _new_config(cls, *state) if base == tuple_base else object.__new__(cls)
+            return _new_config(cls, *state) if base == TUPLE_BASE else object.__new__(cls)
 
-        self._admitted: dict[tuple[str, str], Any] = {
-            ("alpa_serve.profiling", "ProfilingResult"): self.result_class,
-            ("alpa_serve.profiling", "LatencyMemData"): self.data_class,
-            ("alpa_serve.profiling", "ParallelConfig"): config_class,
-            ("collections", "OrderedDict"): OrderedDict,
-            ("numpy", "dtype"): type("dtype", (_NumberType,), {}),
-            ("numpy", "ndarray"): type("ndarray", (_NumberArray,), {}),
-            ("_codecs", "encode"): lambda text, encoding: _encode_latin1(text, encoding),
-        }
-        for module in ("builtins", "__builtin__"):
-            self._admitted |= {
-                (module, "set"): lambda members: _make_set(members),
-                (module, "bytes"): lambda *arguments: _make_bytes(*arguments),
-                (module, "object"): object_base,
-                (module, "tuple"): tuple_base,
-            }
+        for stand_in in bases:
+            self.admit("alpa_serve.profiling", stand_in.__name__, stand_in)
         for module in ("copyreg", "copy_reg"):
-            self._admitted[module, "_reconstructor"] = reconstruct
-        for module in ("numpy.core", "numpy._core"):
-            self._admitted[f"{module}.multiarray", "scalar"] = lambda *arguments: _make_scalar(*arguments)
-            self._admitted[f"{module}.multiarray", "_reconstruct"] = lambda *_: _NumberArray()  # BUILD fills it
-            self._admitted[f"{module}.numeric", "_frombuffer"] = lambda *arguments: _make_array(*arguments)
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._admitted[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a profile") from None
-
-    def _build_hashable(self, build: Callable[[Any], None]) -> None:
-        """Build a hashable container and refuse it if it nests too deeply."""
-        build(self)
-        made = self.stack[-1]  # type: ignore[attr-defined,unused-ignore]
-        if isinstance(made, (tuple, frozenset)):
-            depth = 1 + max((self._depths.get(id(member), 0) for member in made), default=0)
-            if depth > _MAX_NESTING:
-                raise pickle.UnpicklingError("it nests tuples more deeply than any profile")
-            self._depths[id(made)] = depth
-            # kept alive, or another object could come to have its id
-            self._kept.append(made)
-
-
-def _watched(build: Callable[[Any], None]) -> Callable[[Any], None]:
-    return lambda unpickler: unpickler._build_hashable(build)
-
-
-for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET):
-    _ProfileUnpickler.dispatch[_opcode[0]] = _watched(_ProfileUnpickler.dispatch[_opcode[0]])
+            self.admit(module, "_reconstructor", reconstruct)
 
 
 def _new_config(cls: type, *degrees: object) -> tuple[object, ...]:
@@ -290,5 +162,5 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple, set)):
-        return type(value) in (list, tuple, set, _NumberArray) and all(map(_is_plain, value))
+        return type(value) in (list, tuple, set, NumberList) and all(map(_is_plain, value))
     return value is None or type(value) in (bool, int, float, str, bytes)

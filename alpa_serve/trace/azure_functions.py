@@ -1,0 +1,278 @@
+"""Readers of the raw public files of the Azure Functions traces.
+
+Source: Azure Public Dataset, AzureFunctionsDataset2019 (v1) and AzureFunctionsInvocationTrace2021 (v2), CC-BY.
+
+References
+----------
+v1: M. Shahrad et al., "Serverless in the wild: characterizing and optimizing the serverless workload at a large cloud
+provider", USENIX ATC 2020. v2: Y. Zhang et al., "Faster and cheaper serverless computing on harvested resources",
+SOSP 2021.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alpa_serve.errors import InvalidConfigError, InvalidTraceError
+from alpa_serve.trace.function_cache import load_trace, save_trace
+from alpa_serve.trace.function_table import (
+    AZURE_V1,
+    AZURE_V2,
+    MAX_COUNT,
+    MINUTES_PER_DAY,
+    TRACE_DAYS,
+    TRACE_MINUTES,
+    FunctionTable,
+)
+from alpa_serve.trace.line_table import ColumnKind, read_blocks, real_columns, text_columns, whole_columns
+from alpa_serve.validation import check_int, check_known
+
+if TYPE_CHECKING:
+    import os
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+V1_FILE = "invocations_per_function_md.anon.d{day:02d}.csv"
+V2_FILE = "AzureFunctionsInvocationTraceForTwoWeeksJan2021.txt"
+
+KEYS = ("unique", "func")
+_KEY_COLUMNS = {
+    AZURE_V1: {"unique": ("HashOwner", "HashApp", "HashFunction"), "func": ("HashFunction",)},
+    AZURE_V2: {"unique": ("app", "func"), "func": ("func",)},
+}
+
+MAX_END_S = (TRACE_DAYS + 1) * 86400.0
+"""Largest end_timestamp and duration of v2 in seconds; more is taken to be in another unit. A day to spare."""
+
+
+def preprocess_azure_v1_trace(
+    dir: str | os.PathLike[str],
+    n_day: int = TRACE_DAYS,
+    *,
+    key: str = "unique",
+    output: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Read the daily files of the 2019 trace and write what they hold into one file, for `Trace` and `load_trace`.
+
+    Parameters
+    ----------
+    dir : path-like
+        Folder with ``invocations_per_function_md.anon.d01.csv`` and so on (or ``.csv.gz``): HashOwner, HashApp,
+        HashFunction, Trigger, and the invocations in minute 1 to 1440 of the day.
+    n_day : int
+        Days to read, 1 to 14, from the first.
+    key : {"unique", "func"}
+        What names a function: "unique" is ``owner/app/function``; "func" the function's hash alone, as AlpaServe has
+        it, which different apps may share.
+    output : path-like, optional
+        The file to write; ``azure_v1.npz`` (or ``azure_v1_func.npz``) in the folder if left out.
+
+    Returns
+    -------
+    Path
+        Of the file, which replaces an older one in one step.
+
+    Raises
+    ------
+    InvalidTraceError
+        Naming the files that are missing, or file, line and column of what cannot be read; nothing is then written.
+    InvalidConfigError, UnknownNameError
+        If `n_day` or `key` is out of range.
+
+    Notes
+    -----
+    Rows of one function in a day (one per trigger) are added up. A file is read in blocks of 16 MiB, and only minutes
+    with invocations are kept, in 10 bytes while reading and 6 in the result: for the whole public trace, of which a
+    dense table would take 7 GB, that is some hundred million.
+    """
+    return save_trace(read_azure_v1(dir, n_day, key=key), _output(AZURE_V1, dir, key, output))
+
+
+def preprocess_azure_v2_trace(
+    dir: str | os.PathLike[str],
+    *,
+    key: str = "unique",
+    output: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Read the file of the 2021 trace and write what it holds, for `Trace` and `load_trace`.
+
+    Parameters
+    ----------
+    dir : path-like
+        Folder with ``AzureFunctionsInvocationTraceForTwoWeeksJan2021.txt`` (or ``.txt.gz``): app, func, end_timestamp
+        and duration in seconds.
+    key : {"unique", "func"}
+        What names a function: "unique" is ``app/func``; "func" the function's hash alone, as AlpaServe has it, which
+        different apps may share.
+    output : path-like, optional
+        The file to write; ``azure_v2.npz`` (or ``azure_v2_func.npz``) in the folder if left out.
+
+    Returns
+    -------
+    Path
+        Of the file, which replaces an older one in one step.
+
+    Raises
+    ------
+    InvalidTraceError
+        Naming the file that is missing, or file, line and column of what cannot be read; nothing is then written.
+    UnknownNameError
+        If `key` is none of these.
+
+    Notes
+    -----
+    An invocation arrives at end_timestamp - duration, which may lie before 0 for one that ran when the trace began.
+    Rows that are equal are as many invocations.
+    """
+    return save_trace(read_azure_v2(dir, key=key), _output(AZURE_V2, dir, key, output))
+
+
+def open_trace(trace_name: str, trace_dir: str | os.PathLike[str], key: str) -> FunctionTable:
+    """Load a trace from a file, or from a folder with its raw files or what was made of them.
+
+    In a folder, ``<trace_name>.npz`` is taken unless a raw file is newer; then it is made anew.
+
+    Raises
+    ------
+    InvalidTraceError
+        If it cannot be read, or holds the other trace.
+    UnknownNameError
+        If `key` is unknown.
+    """
+    check_known(key, KEYS, "key of functions")
+    path = Path(trace_dir)
+    if path.is_dir():
+        path = _made_in(trace_name, path, key)
+    table = load_trace(path)
+    if (table.counts is not None) != (trace_name == AZURE_V1):
+        found = AZURE_V2 if table.counts is None else AZURE_V1
+        raise InvalidTraceError(f"{path}: holds {table!r}, as {found} has them, not {trace_name}")
+    return table
+
+
+def _made_in(trace_name: str, folder: Path, key: str) -> Path:
+    cache = _output(trace_name, folder, key, None)
+    names = [V1_FILE.format(day=day) for day in range(1, TRACE_DAYS + 1)] if trace_name == AZURE_V1 else [V2_FILE]
+    raw = [path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+    if cache.is_file() and all(path.stat().st_mtime_ns <= cache.stat().st_mtime_ns for path in raw):
+        return cache
+    if raw:
+        preprocess = preprocess_azure_v1_trace if trace_name == AZURE_V1 else preprocess_azure_v2_trace
+        return preprocess(folder, key=key)
+    pickled = folder / f"{trace_name}.pkl"
+    if pickled.is_file():
+        return pickled
+    raise InvalidTraceError(f"{folder}: neither {cache.name} nor {pickled.name} nor {', '.join(names)} is there")
+
+
+def _output(
+    trace_name: str, trace_dir: str | os.PathLike[str], key: str, output: str | os.PathLike[str] | None
+) -> Path:
+    if output is not None:
+        return Path(output)
+    return Path(trace_dir) / (f"{trace_name}.npz" if key == "unique" else f"{trace_name}_{key}.npz")
+
+
+def _raw_files(folder: Path, names: list[str]) -> list[Path]:
+    found = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in names]
+    missing = [name for name, path in zip(names, found, strict=True) if path is None]
+    if missing:
+        raise InvalidTraceError(f"{folder}: {len(missing)} of {len(names)} files are missing: {', '.join(missing)}")
+    return [path for path in found if path is not None]
+
+
+def _key_columns(trace_name: str, key: str) -> tuple[str, ...]:
+    return _KEY_COLUMNS[trace_name][check_known(key, KEYS, "key of functions")]
+
+
+class _Numbering:
+    """Numbers of functions, in the order of their first rows."""
+
+    def __init__(self, columns: tuple[str, ...]) -> None:
+        self.columns = columns
+        self.number_of: dict[str, int] = {}
+
+    def of(self, frame: pd.DataFrame) -> NDArray[np.int64]:
+        """Return the number of each row's function, shape (rows,)."""
+        import pandas as pd
+
+        names = frame[self.columns[0]].astype(object)
+        for column in self.columns[1:]:
+            names = names + "/" + frame[column].astype(object)
+        codes, unique = pd.factorize(names)
+        numbers = [self.number_of.setdefault(str(name), len(self.number_of)) for name in unique]
+        return np.array(numbers, dtype=np.int64)[codes]
+
+
+def read_azure_v1(trace_dir: str | os.PathLike[str], n_day: int = TRACE_DAYS, *, key: str = "unique") -> FunctionTable:
+    """Read the daily files of the 2019 trace; see `preprocess_azure_v1_trace`."""
+    columns = _key_columns(AZURE_V1, key)
+    if check_int(n_day, "n_day", minimum=1) > TRACE_DAYS:
+        raise InvalidConfigError(f"n_day must be at most {TRACE_DAYS}, the days of the trace; got {n_day}")
+    files = _raw_files(Path(trace_dir), [V1_FILE.format(day=day) for day in range(1, n_day + 1)])
+    minutes = [str(minute) for minute in range(1, MINUTES_PER_DAY + 1)]
+    counts = whole_columns(minutes, MAX_COUNT, "invocations in a minute")
+    numbering = _Numbering(columns)
+    days = [_read_day(path, [text_columns(columns), counts], numbering) for path in files]
+    return _joined_days(list(numbering.number_of), days)
+
+
+_Day = tuple["NDArray[np.int32]", "NDArray[np.int16]", "NDArray[np.int32]"]
+
+
+def _read_day(path: Path, kinds: list[ColumnKind], numbering: _Numbering) -> _Day:
+    """Return (function, minute of the day, invocations) of the cells above 0, ascending in function and minute."""
+    cells, values = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for frame in read_blocks(path, kinds):
+        counts = frame[list(kinds[-1].names)].to_numpy()
+        rows, minutes = np.nonzero(counts)
+        cells.append(numbering.of(frame)[rows] * MINUTES_PER_DAY + minutes)
+        values.append(counts[rows, minutes])
+    cell, value = np.concatenate(cells), np.concatenate(values)
+    del cells, values
+    order = np.argsort(cell, kind="stable")
+    cell, value = cell[order], value[order]
+    first = np.flatnonzero(np.diff(cell, prepend=-1))
+    if len(first) < len(cell):
+        cell, value = cell[first], np.add.reduceat(value, first)
+        if value.max() > MAX_COUNT:
+            name = list(numbering.number_of)[int(cell[value.argmax()]) // MINUTES_PER_DAY]
+            raise InvalidTraceError(f"{path}: the rows of function {name!r} add up to more than {MAX_COUNT} a minute")
+    functions, minutes_of_day = np.divmod(cell, MINUTES_PER_DAY)
+    return functions.astype(np.int32), minutes_of_day.astype(np.int16), value.astype(np.int32)
+
+
+def _joined_days(names: list[str], days: list[_Day]) -> FunctionTable:
+    """Bring the cells of all days together, function by function."""
+    per_day = np.stack([np.bincount(function, minlength=len(names)) for function, _, _ in days])
+    offsets = np.concatenate([[0], np.cumsum(per_day.sum(axis=0), dtype=np.int64)])
+    at = np.empty(offsets[-1], dtype=np.int16)
+    counts = np.empty(offsets[-1], dtype=np.int32)
+    free = offsets[:-1].copy()
+    for day, (function, minutes, invocations) in enumerate(days):
+        before = np.cumsum(per_day[day]) - per_day[day]
+        place = (free - before)[function] + np.arange(len(function))
+        at[place] = minutes + np.int16(day * MINUTES_PER_DAY)
+        counts[place] = invocations
+        free += per_day[day]
+    return FunctionTable(names, offsets, at, counts, len(days) * MINUTES_PER_DAY)
+
+
+def read_azure_v2(trace_dir: str | os.PathLike[str], *, key: str = "unique") -> FunctionTable:
+    """Read the file of the 2021 trace; see `preprocess_azure_v2_trace`."""
+    columns = _key_columns(AZURE_V2, key)
+    (path,) = _raw_files(Path(trace_dir), [V2_FILE])
+    times = real_columns(["end_timestamp", "duration"], MAX_END_S, "seconds")
+    numbering = _Numbering(columns)
+    functions, arrivals = [], []
+    for frame in read_blocks(path, [text_columns(columns), times]):
+        functions.append(numbering.of(frame).astype(np.int32))
+        arrivals.append((frame["end_timestamp"] - frame["duration"]).to_numpy())
+    function, arrival = np.concatenate(functions), np.concatenate(arrivals)
+    order = np.lexsort((arrival, function))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(function), dtype=np.int64)])
+    return FunctionTable(list(numbering.number_of), offsets, arrival[order], None, TRACE_MINUTES)
