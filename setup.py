@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 TEST = ["pytest>=8.0", "hypothesis>=6.100"]
 PLOT = ["matplotlib>=3.8"]
+AICONFIGURATOR = ["aiconfigurator-core>=0.12,<0.13"]
 DEV = [*TEST, "build>=1.0", "mypy>=2.4,<2.5", "ruff>=0.17,<0.18", "pandas-stubs>=2.1", "scipy-stubs>=1.14"]
 
 setup(
@@ -31,7 +32,7 @@ setup(
         "parameterized>=0.9",
     ],
     entry_points={"console_scripts": ["alpa-serve=alpa_serve.cli:main"]},
-    extras_require={"test": TEST, "dev": DEV, "plot": PLOT},
+    extras_require={"test": TEST, "dev": DEV, "plot": PLOT, "aiconfigurator": AICONFIGURATOR},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
