@@ -263,9 +263,9 @@ def _add(result: ProfilingResult, measurement: _Measurement, rows: list[CsvRow])
 
 def _prefill_decode(row: CsvRow) -> PrefillDecode | None:
     prefill_s, decode_s = row.known_real("prefill_s"), row.known_real("decode_s_per_token")
+    prompt_tokens = row.whole("prompt_tokens") if row.text("prompt_tokens", "") else None
     if math.isnan(prefill_s) and math.isnan(decode_s):
-        if row.text("prompt_tokens", ""):
+        if prompt_tokens is not None:
             raise InvalidProfileError(f"{row.column('prompt_tokens')}: given without prefill_s and decode_s_per_token")
         return None
-    prompt_tokens = row.whole("prompt_tokens") if row.text("prompt_tokens", "") else None
     return PrefillDecode(row.real("prefill_s"), row.real("decode_s_per_token"), prompt_tokens)

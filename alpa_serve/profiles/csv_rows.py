@@ -78,7 +78,9 @@ class CsvRow:
             If it is none.
         """
         text = self.text(column)
-        value: object = float(text) if _NUMBER.fullmatch(text) else text
+        number = float(text) if _NUMBER.fullmatch(text) else math.inf
+        # what is no number, or too large for one, is shown as it was written
+        value: object = number if math.isfinite(number) else text
         return check_real(value, self.column(column), minimum=0.0, error=InvalidProfileError)
 
     def known_real(self, column: str) -> float:

@@ -1,11 +1,14 @@
 import pickle
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from alpa_serve.errors import InvalidConfigError, InvalidProfileError, UnknownNameError
-from alpa_serve.profiles import aiconfigurator, load, maveriq, sources, write_csv
+from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidProfileError, UnknownNameError
+from alpa_serve.profiles import aiconfigurator, load, maveriq, sources, validate, write_csv
 from alpa_serve.profiles.tsv import MANUAL_COLUMNS
 from alpa_serve.profiling import ProfilingDatabase, ProfilingResult, load_test_prof_result, load_test_prof_result_v2
 
@@ -106,6 +109,25 @@ def test_a_file_of_no_known_form_is_refused(tmp_path, content):
 def test_a_missing_file_is_a_missing_file(tmp_path, source):
     with pytest.raises(FileNotFoundError):
         load("m", source, path=tmp_path / "absent.csv")
+
+
+@given(st.sampled_from(list(MODEL_IN)), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+def test_a_damaged_file_gives_a_whole_profile_or_an_error_of_ours(file_of, source, data):
+    path = file_of(source)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans(), "cut short"):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+            content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    where = {"dtype": "int8"} if source == "maveriq-raw" else {}
+    for chosen in (None, source):
+        with suppress(AlpaServeError):
+            result = load(MODEL_IN[source], chosen, path=path, **where)
+            # what came is checked: it has no error, or at most stages that take no time
+            assert all("no time" in str(f) for f in validate(result) if f.severity == "error")
 
 
 def test_several_profiles_of_a_model_are_told_apart_by_where_they_come_from(tmp_path):
