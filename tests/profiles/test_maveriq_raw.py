@@ -3,7 +3,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError, UnknownNameError
-from alpa_serve.profiles import validate
+from alpa_serve.profiles import maveriq, validate
 from alpa_serve.profiles.maveriq_raw import load
 from alpa_serve.util import GB
 
@@ -52,6 +52,29 @@ def test_several_output_lengths_give_prefill_and_decode(written):
     assert (result.hardware, result.dtype) == ("A6000", "float16")
     assert "raw.csv" in result.source
     assert not validate(result)
+
+
+@pytest.mark.parametrize("model", ["llama-2-7b", "falcon-40b"])
+def test_measurements_like_the_shipped_ones_give_the_shipped_profile(written, model):
+    shipped = maveriq.load(model)
+    rows = []
+    for (_, tp, pp), data in shipped.para_dict.items():
+        memory = data.weight_mem[0] * tp * pp / GB
+        figures = data.prefill_decode[1]
+        for tokens in (10, 20, 50, 100, 200):
+            measured = sum(data.latency[1]) if tokens == 20 else figures.service_s(maveriq.PROMPT_TOKENS, tokens)
+            cells = row(tokens, measured, tp, pp, model=model, memory=memory)
+            cells[COLUMNS.index("Memory-Pre-Run")] = data.metadata["weight_gib_total"]
+            rows.append(cells)
+    result = load(written(rows), model, prompt_tokens=maveriq.PROMPT_TOKENS)
+    assert set(result.para_dict) == set(shipped.para_dict)
+    for config, data in shipped.para_dict.items():
+        assert result.stage_latency(config) == pytest.approx(data.latency[1])
+        assert result.weight_bytes(config) == pytest.approx(data.weight_mem[0])
+        assert result.para_dict[config].metadata == data.metadata
+        figures = result.prefill_decode(config)
+        assert figures.decode_s_per_token == pytest.approx(data.prefill_decode[1].decode_s_per_token, rel=0.01)
+        assert figures.prompt_tokens == data.prefill_decode[1].prompt_tokens
 
 
 def test_the_line_is_the_least_squares_line(written):
