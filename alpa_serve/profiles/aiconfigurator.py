@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,7 +173,8 @@ def load(
     UnknownNameError
         Listing the models, systems, backends, versions or number types that there are.
     InvalidProfileError
-        If the package cannot time the model on any of the configs, or on one that was named; with the reasons.
+        If the package cannot time the model on any of the configs, or on one that was named; with the reasons. If the
+        config.json of a folder is no JSON; with line and column.
 
     Notes
     -----
@@ -203,29 +205,38 @@ def load(
         source=f"aiconfigurator-core {importlib.metadata.version('aiconfigurator-core')}, {backend} {shape.version}",
         hardware=system,
     )
-    reasons = []
+    reasons: dict[str, list[ParallelConfig]] = {}
     with _quiet():
         for config in asked:
             try:
                 result.dtype = _add(result, shape, config, sizes, input_tokens, output_tokens)
             # the package says in many ways (AssertionError, KeyError, RuntimeError ...) what it cannot do
             except Exception as error:
-                reason = f"config {tuple(config)}: {type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {error}"
+                where = f"{model} on {system} under {backend}"
                 if configs is not None:
-                    raise InvalidProfileError(f"{model} on {system} under {backend}, {reason}") from error
-                reasons.append(reason)
-                _logger.info("%s on %s under %s leaves out %s", model, system, backend, reason)
+                    raise InvalidProfileError(f"{where}, config {tuple(config)}: {reason}") from error
+                reasons.setdefault(reason, []).append(config)
+                _logger.info("%s leaves out config %s: %s", where, tuple(config), reason)
     if not result.para_dict:
+        listed = [f"config {', '.join(map(str, map(tuple, left_out)))}: {why}" for why, left_out in reasons.items()]
         raise InvalidProfileError(
             f"aiconfigurator cannot time {model} on {system} under {backend} {shape.version}: "
-            + ("; ".join(dict.fromkeys(reasons)) or "no config was asked for")
+            + ("; ".join(listed) or "no config was asked for")
         )
     return result
 
 
 def _check_model(model: str | os.PathLike[str]) -> str:
     """Return how the package is told the model; one that it would look for in the network is refused."""
-    if (Path(model) / "config.json").is_file():
+    path = Path(model) / "config.json"
+    if path.is_file():
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise InvalidProfileError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from None
+        except UnicodeDecodeError as error:
+            raise InvalidProfileError(f"{path}: not a text file: {error}") from None
         return str(model)
     if Path(model).is_dir():
         raise InvalidConfigError(f"folder {model}: there is no config.json in it, which tells what the model is")

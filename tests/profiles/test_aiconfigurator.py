@@ -226,9 +226,7 @@ def test_a_config_that_was_asked_for_and_cannot_be_is_refused(config, message):
 
 
 def test_a_model_that_cannot_be_timed_at_all_is_refused_with_the_reasons():
-    with pytest.raises(
-        InvalidProfileError, match=r"openai/gpt-oss-20b on a100_sxm under vllm 0\..*config \(1, 1, 1\): "
-    ):
+    with pytest.raises(InvalidProfileError, match=r"openai/gpt-oss-20b on a100_sxm under vllm 0\..*config \(1, 1, 1\)"):
         load("openai/gpt-oss-20b", system="a100_sxm")
 
 
@@ -260,6 +258,20 @@ def test_arguments_out_of_range_are_refused(where):
 def test_a_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(InvalidConfigError, match=r"no config\.json in it"):
         load(tmp_path, system="h100_sxm")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b'{"x":\n', "line 2, column 1: "), (b"\xff", "not a text file")])
+def test_a_folder_with_a_broken_config_is_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InvalidProfileError, match=rf"config\.json.*{message}"):
+        load(tmp_path, system="h100_sxm")
+
+
+def test_a_reason_that_all_configs_share_is_said_once(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["Unheard"]}')
+    with pytest.raises(InvalidProfileError, match=r"config \(1, 1, 1\), \(1, 1, 2\), .*Unheard") as caught:
+        load(tmp_path, system="h100_sxm")
+    assert str(caught.value).count("Unheard") == 1
 
 
 def test_what_there_is_can_be_listed():
