@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 TEST = ["pytest>=8.0", "hypothesis>=6.100"]
 PLOT = ["matplotlib>=3.8"]
+AICONFIGURATOR = ["aiconfigurator-core>=0.12,<0.13"]
 DEV = [
     *TEST,
     "build>=1.0",
@@ -40,7 +41,7 @@ setup(
         "parameterized>=0.9",
     ],
     entry_points={"console_scripts": ["alpa-serve=alpa_serve.cli:main"]},
-    extras_require={"test": TEST, "dev": DEV, "plot": PLOT},
+    extras_require={"test": TEST, "dev": DEV, "plot": PLOT, "aiconfigurator": AICONFIGURATOR},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

@@ -27,6 +27,9 @@ OUTPUT_TOKENS = 20
 PROMPT_TOKENS = 923
 """Tokens of the longest prompts that MaverIQ profiled batch size 1 with; the prompts at other sizes are not known."""
 
+SOURCE = "MaverIQ's measurements (TensorRT-LLM)"
+HARDWARE = "RTX A6000"
+
 _MAIN_TABLE = "maveriq_a6000_profiles.csv"
 _BATCH_TABLE = "maveriq_a6000_batch_profiles.csv"
 
@@ -143,7 +146,8 @@ def load(model: str, dtype: str = "float16", int8_kv_cache: bool = False) -> Pro
     activation memory is how much more memory it gives than at batch size 1.
     """
     variant = _check_variant(model, dtype, int8_kv_cache)
-    result = ProfilingResult(variant.model)
+    source = f"{SOURCE}, int8 KV cache" if int8_kv_cache else SOURCE
+    result = ProfilingResult(variant.model, source=source, hardware=HARDWARE, dtype=variant.dtype)
     for config, row in _rows_of(variant, _MAIN_TABLE):
         _add_evenly(
             result,
@@ -217,7 +221,8 @@ def load_test_prof_result_v2(name: str) -> ProfilingResult:
     here, so that published results can be compared with; :func:`load` gives the measured figures.
     """
     variant = _check_variant(name, "float16", False)
-    result = ProfilingResult(variant.model)
+    source = f"{SOURCE}, latency / {PUBLISHED_SPEEDUP} as published"
+    result = ProfilingResult(variant.model, source=source, hardware=HARDWARE, dtype=variant.dtype)
     for config, row in _rows_of(variant, _MAIN_TABLE):
         _add_evenly(result, config, 1, float(row["latency_20_tokens_s"]) / PUBLISHED_SPEEDUP, _memory(row, config))
     return result

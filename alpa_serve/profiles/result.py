@@ -397,7 +397,7 @@ class ProfilingResult:
             there = (
                 f"there are some for batch sizes {sorted(data.prefill_decode)}"
                 if data.prefill_decode
-                else "there is the stage latency only; profiles of alpa_serve.profiles.maveriq.load have them"
+                else "there is the stage latency only; profiles of MaverIQ and aiconfigurator (alpa_serve.profiles.load) have them"
             )
             raise InvalidProfileError(
                 f"{where}, batch size {batch_size}: no prefill and decode times, which service='tokens' needs; {there}"

@@ -7,7 +7,7 @@ from alpa_serve.util import GB
 from alpa_serve.validation import check_known
 
 # name -> (weights in GiB of the whole model, stage latencies in ms for each number of stages, batch size 1)
-_PROFILES: dict[str, tuple[float, list[list[float]]]] = {
+PROFILES: dict[str, tuple[float, list[list[float]]]] = {
     "alpa/bert-1.3b": (2.6, [[99], [51, 52], [28, 27, 27, 29], [15, 14, 14, 14, 14, 14, 14, 16]]),
     "alpa/bert-2.6b": (5.2, [[148], [75, 76]]),
     "test-2GB-100ms": (2.0, [[100], [51] * 2, [26] * 4]),
@@ -28,8 +28,8 @@ def load_test_prof_result(name: str) -> ProfilingResult:
     UnknownNameError
         A ValueError that lists the known names.
     """
-    weights_gib, pipelines = _PROFILES[check_known(name, _PROFILES, "test profile")]
-    result = ProfilingResult(name)
+    weights_gib, pipelines = PROFILES[check_known(name, PROFILES, "test profile")]
+    result = ProfilingResult(name, source="AlpaServe's test profiles")
     for stages_ms in pipelines:
         num_stages = len(stages_ms)
         result.add_result(
