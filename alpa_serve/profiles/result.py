@@ -397,7 +397,8 @@ class ProfilingResult:
             there = (
                 f"there are some for batch sizes {sorted(data.prefill_decode)}"
                 if data.prefill_decode
-                else "there is the stage latency only; profiles of MaverIQ and aiconfigurator (alpa_serve.profiles.load) have them"
+                else "there is the stage latency only; alpa_serve.profiles.load gives them with those of MaverIQ and "
+                "aiconfigurator"
             )
             raise InvalidProfileError(
                 f"{where}, batch size {batch_size}: no prefill and decode times, which service='tokens' needs; {there}"
