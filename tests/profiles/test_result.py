@@ -206,7 +206,7 @@ def test_absent_prefill_and_decode_times_are_refused_with_what_is_there():
     profile.add_result(PIPELINE, 1, [1, 1], [0, 0], [1, 1])
     where = r"'some model', config \(1, 1, 2\), batch size"
     with pytest.raises(
-        InvalidProfileError, match=rf"{where} 1: no prefill and decode.*stage latency only.*maveriq\.load"
+        InvalidProfileError, match=rf"{where} 1: no prefill and decode.*stage latency only.*profiles\.load"
     ):
         profile.prefill_decode(PIPELINE)
     profile.add_result(PIPELINE, 8, [1, 1], [0, 0], [1, 1], prefill_decode=PrefillDecode(1.0, 0.5, None))
