@@ -162,7 +162,7 @@ BAD_FILES = {
     [
         (["--trace", "Poetry"], "'Poetry'.*Conversation, Coding"),
         (["--trace", "missing.csv"], "'missing.csv'.*nor a file"),
-        (["--trace", "no_stamp.csv"], "no_stamp.csv, line 1: no column TIMESTAMP"),
+        (["--trace", "no_stamp.csv"], "no_stamp.csv, line 1: no known form of a trace; found the columns time, tokens"),
         (["--trace", "bad_date.csv"], "bad_date.csv, line 3, column TIMESTAMP: not a date: 'soon'"),
         (["--trace", "empty.csv"], "empty.csv: the file is empty"),
         (["--trace", "header.csv"], "header.csv: no request"),
