@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import zlib
@@ -60,12 +61,20 @@ class ColumnKind:
 def whole_columns(names: Sequence[str], maximum: int, what: str) -> ColumnKind:
     """Return columns of whole numbers from 0 to `maximum`."""
     hint = f"{what}, a whole number from 0 to {maximum}"
-    return ColumnKind(names, "int64", lambda cell: int(_plain(cell)), 0, maximum, hint)
+    return ColumnKind(names, "int64", _whole, 0, maximum, hint)
 
 
 def real_columns(names: Sequence[str], maximum: float, what: str) -> ColumnKind:
     """Return columns of numbers from 0 to `maximum`."""
     return ColumnKind(names, "float64", lambda cell: float(_plain(cell)), 0, maximum, f"{what}, 0 to {maximum:.0f}")
+
+
+def _whole(cell: str) -> float:
+    number = float(_plain(cell))
+    # 5.0 and 1e3 are whole, as they are to pandas
+    if not number.is_integer():
+        raise ValueError(cell)
+    return number
 
 
 def _plain(cell: str) -> str:
@@ -191,22 +200,29 @@ class _Table:
         frame = None
         if self._is_regular(content):
             try:
-                frame = pd.read_csv(
-                    io.BytesIO(content),
-                    header=None,
-                    names=self.header,
-                    usecols=list(self.dtypes),
-                    dtype=self.dtypes,
-                    index_col=False,
-                    quoting=3,
-                    keep_default_na=False,
-                    na_values=[],
-                )
+                # infinity makes pandas warn, and then refuse it
+                with np.errstate(invalid="ignore"):
+                    frame = pd.read_csv(
+                        io.BytesIO(content),
+                        header=None,
+                        names=self.header,
+                        usecols=list(self.dtypes),
+                        dtype=self.dtypes,
+                        index_col=False,
+                        quoting=csv.QUOTE_NONE,
+                        keep_default_na=False,
+                        na_values=[],
+                        low_memory=False,
+                    )
             except (ValueError, OverflowError):
                 frame = None
+        # pandas takes a column for numbers that has nothing but True and False; a look at one line tells
+        filled = content.lstrip(b"\n")
+        self._check_lines(number + len(content) - len(filled), filled.partition(b"\n")[0])
         if frame is None or not all(self._is_right(frame, kind) for kind in self.kinds):
-            self._refuse(number, content)
-        assert frame is not None
+            self._check_lines(number, content)
+            end = number + content.count(b"\n") - 1
+            raise InvalidTraceError(f"{self.path}, lines {number} to {end}: not numbers and names between commas")
         return frame
 
     def _is_regular(self, content: bytes) -> bool:
@@ -228,8 +244,8 @@ class _Table:
         values = part.to_numpy()
         return bool(((values >= kind.minimum) & (values <= kind.maximum)).all())
 
-    def _refuse(self, number: int, content: bytes) -> None:
-        """Raise the error of the first cell of a block that is wrong."""
+    def _check_lines(self, number: int, content: bytes) -> None:
+        """Raise the error of the first cell that is wrong, cell by cell."""
         checks = [(self.header.index(name), name, kind) for kind in self.kinds for name in kind.names]
         for at, line in enumerate(content.removesuffix(b"\n").split(b"\n"), number):
             if line:
@@ -241,8 +257,6 @@ class _Table:
                         raise InvalidTraceError(
                             f"{self.path}, line {at}, column {name}: expected {kind.hint}, found {found}"
                         )
-        end = number + content.count(b"\n") - 1
-        raise InvalidTraceError(f"{self.path}, lines {number} to {end}: not numbers and names between commas")
 
     def _check_width(self, number: int, cells: list[str]) -> None:
         if len(cells) < len(self.header):

@@ -45,6 +45,21 @@ def test_columns_are_read_in_the_order_asked_for_with_blocks_of_any_size(read, m
         assert (frame["n"].dtype, frame["x"].dtype) == (np.int64, np.float64)
 
 
+def test_whole_numbers_may_be_written_with_a_point_or_an_exponent(read):
+    content = "x,name,n\n1,a,5.0\n1,a,1e1\n"
+    assert read(content)["n"].tolist() == [5, 10]
+    # also in the complaint about another cell
+    with pytest.raises(InvalidTraceError, match=r"line 4, column n: .* found '1e3'"):
+        read(content + "1,a,1e3\n")
+
+
+@pytest.mark.parametrize("cell", ["True", "inf", "1e999", "0x1", "NA", "1 2", '"1"', "-0.5"])
+def test_a_whole_column_of_what_is_no_number_is_refused(read, cell):
+    for column, line in (("n", f"1,a,{cell}\n"), ("x", f"{cell},a,1\n")):
+        with pytest.raises(InvalidTraceError, match=f"line 2, column {column}: .* found"):
+            read("x,name,n\n" + line * 3)
+
+
 def test_a_packed_file_is_read_and_a_damaged_one_refused(path):
     packed = path.with_name("table.csv.gz")
     content = gzip.compress(SHORT.encode())
