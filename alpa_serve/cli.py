@@ -110,8 +110,8 @@ def _problem_flags(parser: argparse.ArgumentParser, settings: JobSettings) -> No
     parser.add_argument(
         "--trace",
         default=settings.trace,
-        metavar="NAME|FILE.csv",
-        help=f"{', '.join(BUILT_IN_TRACES)}, or an AzureLLMInferenceTrace file (default: %(default)s)",
+        metavar="NAME|FILE",
+        help=f"{', '.join(BUILT_IN_TRACES)}, poisson, or a file of a published form (default: %(default)s)",
     )
     parser.add_argument("--scale-rate", type=float, default=settings.scale_rate, help="(default: %(default)s)")
     parser.add_argument(

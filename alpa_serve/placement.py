@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from alpa_serve.device_layout import first_devices
@@ -33,6 +33,9 @@ class ModelData:
     cv : float
         Expected coefficient of variation of the gaps between requests.
     profiling_result : ProfilingResult
+    concurrent_tokens : int
+        Tokens >= 0 (prompts and answers) whose KV cache a replica must hold at the same time, beside its weights; 0, as
+        in AlpaServe, counts the weights alone.
 
     Raises
     ------
@@ -45,6 +48,7 @@ class ModelData:
     rate: float
     cv: float
     profiling_result: ProfilingResult
+    concurrent_tokens: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_real(self.slo, f"slo of model {self.name!r}", minimum=0.0, finite=False)
@@ -54,6 +58,17 @@ class ModelData:
             raise InvalidConfigError(
                 f"profiling_result of model {self.name!r} must be a ProfilingResult, got {self.profiling_result!r}"
             )
+        check_int(self.concurrent_tokens, f"concurrent_tokens of model {self.name!r}", minimum=0)
+
+    def memory_bytes(self, config: ParallelConfig) -> float:
+        """Return the bytes that a replica takes on the fullest device of a group of `config`: weights and KV cache.
+
+        Raises
+        ------
+        InvalidProfileError
+            If the profile lacks the config or, with concurrent tokens, its KV cache per token.
+        """
+        return self.profiling_result.memory_bytes(config, self.concurrent_tokens)
 
 
 @dataclass
@@ -64,7 +79,7 @@ class ClusterEnv:
     ----------
     num_devices : int
     mem_budget : float
-        Bytes of weights that one device can hold.
+        Bytes of weights (and KV cache, where models state concurrent tokens) that one device can hold.
     num_devices_per_node : int
         A group lies within a node or takes whole nodes.
 
@@ -185,7 +200,7 @@ class ModelPlacement:
         ------
         InvalidPlacementError
             Naming the group and what is wrong: an unknown or repeated model, a config that a profile lacks,
-            too much weight memory, or groups that the devices and nodes cannot hold.
+            too much weight and KV cache memory, or groups that the devices and nodes cannot hold.
         """
         for group_id, (config, models) in enumerate(zip(self.group_configs, self.group_models, strict=True)):
             where = f"group {group_id} {tuple(config)}"
@@ -195,7 +210,7 @@ class ModelPlacement:
                 if not 0 <= model_id < len(model_datas):
                     raise InvalidPlacementError(f"{where}: no model {model_id}; models are 0 to {len(model_datas) - 1}")
             try:
-                used = sum(model_datas[m].profiling_result.weight_bytes(config) for m in models)
+                used = sum(model_datas[m].memory_bytes(config) for m in models)
             except InvalidProfileError as error:
                 raise InvalidPlacementError(f"{where}: {error}") from error
             if used > cluster_env.mem_budget * (1 + _ROUNDING):

@@ -20,7 +20,7 @@ LAYERS = [
     {"scheduling"},
     {"simulator"},
     {"placement_policy"},
-    {"trace", "report"},
+    {"trace", "export", "report"},
     {"experiments"},
     {"cli"},
     {"__main__"},
@@ -55,7 +55,7 @@ def test_module_imports_only_from_its_own_room_and_from_layers_below(path):
 
 
 def test_importing_the_policies_loads_no_heavy_package():
-    heavy = ["ray", "pandas", "datasets", "matplotlib", "starlette", "pydantic", "rich", "asyncio"]
+    heavy = ["ray", "pandas", "pyarrow", "datasets", "matplotlib", "starlette", "pydantic", "rich", "asyncio"]
     modules = "alpa_serve.placement_policy, alpa_serve.simulator.controller, alpa_serve.trace"
     code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

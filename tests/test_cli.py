@@ -42,6 +42,23 @@ def test_place_prints_what_the_script_prints(run):
     assert (code, output) == (0, script.stdout)
 
 
+def test_a_trace_file_of_any_published_form_is_taken(run, tmp_path):
+    lines = {
+        "mooncake.jsonl": [f'{{"timestamp": {3000 * i}, "input_length": 9, "output_length": 5}}' for i in range(200)],
+        "vidur.csv": ["arrived_at,num_prefill_tokens,num_decode_tokens", *(f"{3 * i}.0,9,5" for i in range(200))],
+        "azure.csv": ["TIMESTAMP", *(f"1970-01-01 00:{i // 20:02d}:{i % 20 * 3:02d}" for i in range(200))],
+    }
+    outputs = set()
+    for name, content in lines.items():
+        path = tmp_path / name
+        path.write_text("\n".join(content), encoding="utf-8")
+        code, output, _ = run("place", "--trace", path, "--baseline", "alpaserve")
+        assert code == 0
+        outputs.add(output.replace(str(path), "FILE"))
+    assert len(outputs) == 1
+    assert "trace FILE at scale_rate 0.4" in outputs.pop()
+
+
 def test_the_module_and_the_console_script_are_the_same_command():
     done = subprocess.run(
         [sys.executable, "-m", "alpa_serve", "place", *SMALL], capture_output=True, text=True, check=True

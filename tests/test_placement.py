@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpa_serve.errors import InvalidPlacementError
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
 from alpa_serve.placement import (
     ClusterEnv,
     ModelData,
@@ -13,7 +13,7 @@ from alpa_serve.placement import (
     ModelPlacementWithReplacement,
     ReplicaDeployment,
 )
-from alpa_serve.profiling import ParallelConfig, load_test_prof_result
+from alpa_serve.profiling import ParallelConfig, ProfilingResult, load_test_prof_result
 from alpa_serve.util import GB
 
 ONE = ParallelConfig(1, 1, 1)
@@ -185,3 +185,21 @@ def test_a_placement_of_impossible_parts_is_refused_when_it_is_made(configs, mod
 def test_a_model_is_added_to_groups_that_exist_only(group_id):
     with pytest.raises(InvalidPlacementError, match="no group"):
         ModelPlacement([ONE], [[]]).add_model(group_id, 0)
+
+
+def test_verify_counts_the_kv_cache_of_concurrent_tokens():
+    profile = ProfilingResult("model")
+    profile.add_result(ONE, 1, [1.0], [0.0], [2.0 * GB], kv_bytes_per_token=[2.0**20])
+    placement, cluster = ModelPlacement([ONE], [[0]]), ClusterEnv(1, 4 * GB)
+    placement.verify([ModelData("m", 1, 1, 1, profile, concurrent_tokens=2048)], cluster)
+    with pytest.raises(InvalidPlacementError, match=r"need 4\.00 GiB a device"):
+        placement.verify([ModelData("m", 1, 1, 1, profile, concurrent_tokens=2049)], cluster)
+    with pytest.raises(InvalidConfigError, match="concurrent_tokens of model 'm' must be a whole number >= 0"):
+        ModelData("m", 1, 1, 1, profile, concurrent_tokens=-1)
+
+
+def test_concurrent_tokens_of_a_model_without_known_kv_cache_are_refused():
+    profile = load_test_prof_result("test-2GB-100ms")
+    models = [ModelData("m", 1, 1, 1, profile, concurrent_tokens=1)]
+    with pytest.raises(InvalidPlacementError, match=r"'test-2GB-100ms'.*no KV cache per token"):
+        ModelPlacement([ONE], [[0]]).verify(models, ClusterEnv(1, 4 * GB))

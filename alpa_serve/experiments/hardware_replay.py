@@ -103,15 +103,19 @@ class Prediction:
     calibrated: dict[tuple[str, ParallelConfig], bool]
 
 
-def slo_s(run: RecordedRun, model: str) -> float:
-    """Return the SLO of a model in a run: seconds from arrival to completion.
+def labelled_slo_s(slo_factor: float, model: str) -> float:
+    """Return the SLO that MaverIQ labels a model's requests with: seconds from arrival to completion.
 
-    It is the run's factor times the measured latency of a single request of 20 tokens at op 1 and the model's smallest
-    pp.
+    It is the factor times the measured latency of a single request of 20 tokens at op 1 and the model's smallest pp.
     """
     profile = _measured_profile(model)
     config = min(config for config in profile.para_dict if config.op == 1)
-    return run.slo_factor * sum(profile.stage_latency(config))
+    return slo_factor * sum(profile.stage_latency(config))
+
+
+def slo_s(run: RecordedRun, model: str) -> float:
+    """Return the SLO of a model in a run (:func:`labelled_slo_s`)."""
+    return labelled_slo_s(run.slo_factor, model)
 
 
 def measured(run: RecordedRun) -> Figures:

@@ -305,7 +305,7 @@ class PlacementEvaluator:
 
 
 def model_weights(model_datas: Sequence[ModelData], config: ParallelConfig) -> NDArray[np.float64]:
-    """Return the weight bytes of each model on one device of a group of `config`.
+    """Return the bytes of each model, weights and KV cache, on the fullest device of a group of `config`.
 
     Returns
     -------
@@ -315,21 +315,22 @@ def model_weights(model_datas: Sequence[ModelData], config: ParallelConfig) -> N
     Raises
     ------
     InvalidProfileError
-        If a profile has the config, but no valid weights or batch size 1 on it.
+        If a profile has the config, but no valid weights, batch size 1 or, with concurrent tokens, KV cache on it.
     """
     weights = np.full(len(model_datas), np.inf)
     # many models may share a profile, and checking one takes time
-    known: dict[int, float] = {}
+    known: dict[tuple[int, int], float] = {}
     for model_id, data in enumerate(model_datas):
         profile = data.profiling_result
         if config in profile.para_dict:
-            if id(profile) not in known:
+            key = id(profile), data.concurrent_tokens
+            if key not in known:
                 try:
                     profile.stage_latency(config)
-                    known[id(profile)] = profile.weight_bytes(config)
+                    known[key] = data.memory_bytes(config)
                 except InvalidProfileError as error:
                     raise InvalidProfileError(f"model {data.name!r}: {error}") from error
-            weights[model_id] = known[id(profile)]
+            weights[model_id] = known[key]
     return weights
 
 

@@ -11,7 +11,7 @@ import reprlib
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidProfileError
-from alpa_serve.profiles.result import PrefillDecode, ProfilingResult, check_parallel_config
+from alpa_serve.profiles.result import ORIGIN_FIELDS, PrefillDecode, ProfilingResult, check_parallel_config
 from alpa_serve.safe_pickle import OBJECT_BASE, TUPLE_BASE, NumberList, SafeUnpickler
 from alpa_serve.validation import check_int, check_real
 
@@ -91,6 +91,11 @@ def _rebuild_result(stand_in: Any, data_class: type, where: str) -> ProfilingRes
     for name in ("preprocess_cpu", "postprocess_cpu"):
         seconds = check_real(state.get(name, 0.0), f"{where}: {name}", minimum=0.0, error=InvalidProfileError)
         setattr(result, name, seconds)
+    for name in ORIGIN_FIELDS:
+        text = state.get(name, "")
+        if not isinstance(text, str):
+            raise InvalidProfileError(f"{where}: {name} must be text")
+        setattr(result, name, text)
     for key, data in para_dict.items():
         config = check_parallel_config(key, where)
         _add_config(result, config, data, data_class, f"{where}, config {tuple(config)}")
@@ -109,6 +114,7 @@ def _add_config(result: ProfilingResult, config: Any, data: Any, data_class: typ
     prefill_decode = fields.get("prefill_decode", {})
     if not isinstance(prefill_decode, dict) or not prefill_decode.keys() <= latency.keys():
         raise InvalidProfileError(f"{where}: prefill_decode must be a dict of batch sizes that latency has")
+    per_token = fields.get("kv_bytes_per_token")
     for key, stage_latency in latency.items():
         batch_size = check_int(key, f"{where}: batch size", minimum=1, error=InvalidProfileError)
         at_size = f"{where}, batch size {batch_size}"
@@ -120,6 +126,7 @@ def _add_config(result: ProfilingResult, config: Any, data: Any, data_class: typ
             _figures(weight_mem, f"{at_size}: weight_mem"),
             metadata,
             prefill_decode=_prefill_decode(prefill_decode.get(key), f"{at_size}: prefill_decode"),
+            kv_bytes_per_token=None if per_token is None else _figures(per_token, f"{where}: kv_bytes_per_token"),
         )
 
 

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+UNITS = {"latency": "s", "memory": "bytes", "kv_bytes_per_token": "bytes/token"}
+"""Units of every figure in a profile, whatever its source measured in."""
+
+ORIGIN_FIELDS = ("source", "hardware", "dtype")
+"""What a :class:`ProfilingResult` knows of where its figures come from."""
+
+
 class ParallelConfig(NamedTuple):
     """How a model is split over the devices of a group.
 
@@ -159,6 +166,8 @@ class LatencyMemData:
         Anything the profiler noted.
     prefill_decode : dict of int to PrefillDecode
         Batch size -> prefill and decode time, where they are known.
+    kv_bytes_per_token : list of float or None
+        Bytes of KV cache that a token takes on one device of each stage, length pp; None if not known.
     """
 
     latency: dict[int, list[float]] = field(default_factory=dict)
@@ -166,6 +175,7 @@ class LatencyMemData:
     weight_mem: list[float] = field(default_factory=list)
     metadata: Any = None
     prefill_decode: dict[int, PrefillDecode] = field(default_factory=dict, kw_only=True)
+    kv_bytes_per_token: list[float] | None = field(default=None, kw_only=True)
 
     def __getstate__(self) -> dict[str, Any]:
         # AlpaServe has no class for these figures: a pickle holds them as tuples, and nothing where there are none
@@ -173,10 +183,13 @@ class LatencyMemData:
         figures = state.pop("prefill_decode")
         if figures:
             state["prefill_decode"] = {batch_size: astuple(known) for batch_size, known in figures.items()}
+        if state["kv_bytes_per_token"] is None:
+            del state["kv_bytes_per_token"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.kv_bytes_per_token = state.get("kv_bytes_per_token")
         figures = state.get("prefill_decode", {})
         self.prefill_decode = {batch_size: PrefillDecode(*known) for batch_size, known in figures.items()}
 
@@ -189,6 +202,7 @@ class LatencyMemData:
         metadata: Any = None,
         *,
         prefill_decode: PrefillDecode | None = None,
+        kv_bytes_per_token: Sequence[float] | None = None,
     ) -> None:
         """Keep this measurement unless a faster one (smaller slowest stage) is there for `batch_size`.
 
@@ -205,7 +219,11 @@ class LatencyMemData:
             Anything the profiler noted.
         prefill_decode : PrefillDecode or None
             Prefill and decode time of the same measurement, if known.
+        kv_bytes_per_token : sequence of float or None
+            Bytes of KV cache per token on one device of each stage, if known; kept whichever measurement is faster.
         """
+        if kv_bytes_per_token is not None:
+            self.kv_bytes_per_token = list(kv_bytes_per_token)
         known = self.latency.get(batch_size)
         if known is None or max(latency) < max(known):
             self.latency[batch_size] = list(latency)
@@ -228,12 +246,36 @@ class ProfilingResult:
     para_dict : dict of ParallelConfig to LatencyMemData
     preprocess_cpu, postprocess_cpu : float
         Seconds on the host before and after the model runs.
+    source, hardware, dtype : str
+        Where the figures come from, on which device they hold, and the type of the weights; "" where not known.
     """
 
     model_name: str
     para_dict: dict[ParallelConfig, LatencyMemData] = field(default_factory=dict)
     preprocess_cpu: float = 0.0
     postprocess_cpu: float = 0.0
+    source: str = field(default="", kw_only=True)
+    hardware: str = field(default="", kw_only=True)
+    dtype: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ORIGIN_FIELDS:
+            if not isinstance(getattr(self, name), str):
+                raise InvalidProfileError(
+                    f"profile of {self.model_name!r}: {name} must be text, got {getattr(self, name)!r}"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # as AlpaServe writes it where nothing more is known
+        return {name: value for name, value in vars(self).items() if value != "" or name not in ORIGIN_FIELDS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(dict.fromkeys(ORIGIN_FIELDS, "") | state)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The units of the figures, the same for every source."""
+        return dict(UNITS)
 
     def add_result(
         self,
@@ -245,6 +287,7 @@ class ProfilingResult:
         metadata: Any = None,
         *,
         prefill_decode: PrefillDecode | None = None,
+        kv_bytes_per_token: Sequence[float] | None = None,
     ) -> None:
         """Add one measurement; per batch size the one with the smaller slowest stage stays.
 
@@ -260,6 +303,8 @@ class ProfilingResult:
             Anything the profiler noted.
         prefill_decode : PrefillDecode or None
             Prefill and decode time of the same measurement, if known.
+        kv_bytes_per_token : sequence of float, length pp, or None
+            Bytes of KV cache per token on one device of each stage, if known.
 
         Raises
         ------
@@ -276,8 +321,18 @@ class ProfilingResult:
         _check_stages(weight_mem, config.pp, f"{where}: weight memory")
         if not isinstance(prefill_decode, PrefillDecode | None):
             raise InvalidProfileError(f"{where}: prefill_decode must be a PrefillDecode, got {prefill_decode!r}")
+        if kv_bytes_per_token is not None:
+            _check_stages(kv_bytes_per_token, config.pp, f"{where}: KV cache per token")
         data = self.para_dict.setdefault(config, LatencyMemData())
-        data.add_result(batch_size, stage_latency, act_mem, weight_mem, metadata, prefill_decode=prefill_decode)
+        data.add_result(
+            batch_size,
+            stage_latency,
+            act_mem,
+            weight_mem,
+            metadata,
+            prefill_decode=prefill_decode,
+            kv_bytes_per_token=kv_bytes_per_token,
+        )
 
     def stage_latency(self, config: ParallelConfig, batch_size: int = 1) -> list[float]:
         """Return the seconds per stage, checked, on `config` at `batch_size`.
@@ -302,6 +357,32 @@ class ProfilingResult:
         """
         config, data, where = self._profiled(config)
         return max(_check_stages(data.weight_mem, config.pp, f"{where}: weight memory"))
+
+    def memory_bytes(self, config: ParallelConfig, concurrent_tokens: int = 0) -> float:
+        """Return the bytes of weights and KV cache on the fullest device of a group of this `config`.
+
+        Parameters
+        ----------
+        config : ParallelConfig
+        concurrent_tokens : int
+            Tokens >= 0, of prompts and answers, whose keys and values are held at the same time.
+
+        Raises
+        ------
+        InvalidProfileError
+            If the profile lacks the config or, for tokens, the KV cache per token on it, or figures are malformed.
+        """
+        if not concurrent_tokens:
+            return self.weight_bytes(config)
+        config, data, where = self._profiled(config)
+        if data.kv_bytes_per_token is None:
+            raise InvalidProfileError(
+                f"{where}: no KV cache per token, which concurrent_tokens={concurrent_tokens} needs; give the profile "
+                "kv_bytes_per_token, or leave concurrent_tokens at 0"
+            )
+        weights = _check_stages(data.weight_mem, config.pp, f"{where}: weight memory")
+        per_token = _check_stages(data.kv_bytes_per_token, config.pp, f"{where}: KV cache per token")
+        return max(held + concurrent_tokens * each for held, each in zip(weights, per_token, strict=True))
 
     def prefill_decode(self, config: ParallelConfig, batch_size: int = 1) -> PrefillDecode:
         """Return the prefill and decode time on `config` at `batch_size`.

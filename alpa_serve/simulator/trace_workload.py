@@ -5,7 +5,7 @@ from __future__ import annotations
 import random as stdlib_random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -79,6 +79,22 @@ def model_slo(model_name: str, output_length: float, slo_scale: float) -> float:
     return slo_scale * (latency.ttft_s + latency.tpot_s * output_length)
 
 
+@runtime_checkable
+class FrameTrace(Protocol):
+    """A trace that can be made a table, such as :class:`~alpa_serve.trace.llm_trace.LLMTrace`."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a table with a column TIMESTAMP of dates, and those of the token counts if they are known."""
+
+
+@runtime_checkable
+class CountedTrace(Protocol):
+    """A trace that knows its requests per minute only, such as the Azure Functions traces."""
+
+    def minute_counts(self) -> NDArray[np.int64]:
+        """Return the requests per minute, shape (minutes,)."""
+
+
 class WorkloadFromTrace(ArrivalProcess):
     """Requests whose number per step follows a trace.
 
@@ -89,21 +105,28 @@ class WorkloadFromTrace(ArrivalProcess):
     ----------
     rate_scale : float
         Factor on the requests per minute, > 0.
-    trace : pandas.DataFrame
-        With a column TIMESTAMP of datetimes (or text that says one), and ContextTokens and GeneratedTokens if token
-        counts are to come from the trace.
+    trace : pandas.DataFrame, FrameTrace or CountedTrace
+        A table with a column TIMESTAMP of datetimes (or text that says one), and ContextTokens and GeneratedTokens
+        if token counts are to come from the trace; or what has such a table (``to_frame()``), as every LLM trace and
+        every replay has; or else requests per minute (``minute_counts()``), as the Azure Functions traces have.
 
     Raises
     ------
     InvalidTraceError
-        If there is no such column, it is empty, or an entry is no date.
+        If there is no such column, it is empty, or an entry is no date; or a count per minute is no count.
     """
 
-    def __init__(self, rate_scale: float, trace: pd.DataFrame) -> None:
+    def __init__(self, rate_scale: float, trace: pd.DataFrame | FrameTrace | CountedTrace) -> None:
         self.rate_scale = check_real(rate_scale, "rate_scale", minimum=0.0, exclusive=True)
-        minutes = _minutes(trace)
-        self.minute_counts: NDArray[np.int64] = np.bincount(minutes)
-        self._trace_tokens = TraceTokens(trace, minutes)
+        self.minute_counts: NDArray[np.int64]
+        self._trace_tokens: TraceTokens | None = None
+        table, counts = _table_or_counts(trace)
+        if table is None:
+            self.minute_counts = _checked_counts(counts)
+        else:
+            minutes = _minutes(table)
+            self.minute_counts = np.bincount(minutes)
+            self._trace_tokens = TraceTokens(table, minutes)
         scaled = self.minute_counts * self.rate_scale
         check_expected_count(2 * float(scaled.sum()), f"rate_scale {rate_scale:g}")
         once = scaled.astype(np.int64)
@@ -215,6 +238,8 @@ class WorkloadFromTrace(ArrivalProcess):
         if isinstance(tokens, TokenPercentiles):
             input_tokens, output_tokens = tokens.draw(token_generator(seed), len(model_ids))
         elif tokens == "trace":
+            if self._trace_tokens is None:
+                raise InvalidTraceError("the trace has requests per minute only, no tokens to take")
             minutes = np.array(steps, dtype=np.int64) % len(self.minute_counts)
             minute_of_request = np.repeat(minutes, self.step_counts[steps] if steps else 0)
             input_tokens, output_tokens = self._trace_tokens.draw(token_generator(seed), minute_of_request)
@@ -241,12 +266,40 @@ def _check_token_source(tokens: str | TokenPercentiles) -> None:
         )
 
 
+def _table_or_counts(trace: object) -> tuple[pd.DataFrame | None, Any]:
+    """Return (the trace as a table, None) if it is one or has one, otherwise (None, its requests per minute)."""
+    import pandas as pd
+
+    # a table may have columns of any name, which look like methods
+    if isinstance(trace, FrameTrace) and not isinstance(trace, pd.DataFrame):
+        trace = trace.to_frame()
+    if isinstance(trace, pd.DataFrame):
+        return trace, None
+    if isinstance(trace, CountedTrace):
+        return None, trace.minute_counts()
+    raise InvalidTraceError(
+        "a trace is a pandas DataFrame with a TIMESTAMP column, or has to_frame() or minute_counts(), "
+        f"got {type(trace).__name__}"
+    )
+
+
+def _checked_counts(given: Any) -> NDArray[np.int64]:
+    counts = np.asarray(given)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min(initial=0) < 0:
+        raise InvalidTraceError(
+            f"requests per minute must be whole numbers >= 0, got {counts.dtype} of shape {counts.shape}"
+        )
+    if not counts.any():
+        raise InvalidTraceError("the trace has no request")
+    if len(counts) > MAX_TRACE_MINUTES:
+        raise InvalidTraceError(f"the trace spans {len(counts) / 1440:.0f} days; {MAX_TRACE_MINUTES // 1440} at most")
+    return counts.astype(np.int64)
+
+
 def _minutes(trace: pd.DataFrame) -> NDArray[np.int64]:
     """Return the minute to which each row of the trace counts, from 0 at the first."""
     import pandas as pd
 
-    if not isinstance(trace, pd.DataFrame):
-        raise InvalidTraceError(f"a trace is a pandas DataFrame with a TIMESTAMP column, got {type(trace).__name__}")
     if "TIMESTAMP" not in trace.columns:
         raise InvalidTraceError(f"the trace has no column TIMESTAMP; it has {', '.join(map(str, trace.columns))}")
     if not len(trace):

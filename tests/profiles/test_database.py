@@ -442,3 +442,29 @@ def test_figures_given_as_numpy_numbers_are_kept_as_plain_numbers():
     figures = PrefillDecode(np.float32(0.5), np.float64(0.25), np.int64(7))
     assert [type(figure) for figure in (figures.prefill_s, figures.decode_s_per_token)] == [float, float]
     assert type(figures.prompt_tokens) is int
+
+
+def test_kv_cache_and_origin_survive_the_file(tmp_path):
+    profile = ProfilingResult("m", source="measured", hardware="H100", dtype="float16")
+    profile.add_result(SINGLE, 1, [0.5], [0.0], [1.0], kv_bytes_per_token=[2.5])
+    database = ProfilingDatabase(tmp_path / "profiles.pkl", new_database=True)
+    database.update(profile)
+    database.materialize()
+    assert ProfilingDatabase(tmp_path / "profiles.pkl").results == {"m": profile}
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ("2.5", "kv_bytes_per_token must list a figure per stage"),
+        ([-1.0], "kv_bytes_per_token must be a finite number >= 0"),
+        ([1.0, 2.0], "KV cache per token must list 1 figures"),
+    ],
+)
+def test_a_malformed_kv_cache_in_a_file_is_refused(refused, monkeypatch, figures, message):
+    monkeypatch.setattr(
+        LatencyMemData,
+        "__getstate__",
+        lambda data: {**vars(data), "prefill_decode": {}, "kv_bytes_per_token": figures},
+    )
+    refused(pickle.dumps({"m": profile_with()}), rf"config \(1, 1, 1\).*{message}")

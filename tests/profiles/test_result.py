@@ -214,3 +214,52 @@ def test_absent_prefill_and_decode_times_are_refused_with_what_is_there():
         profile.prefill_decode(PIPELINE)
     with pytest.raises(InvalidProfileError, match=r"config \(1, 2, 1\): not profiled; profiled: \[\(1, 1, 2\)\]"):
         profile.prefill_decode(ParallelConfig(1, 2, 1))
+
+
+def profile_with_kv(kv_bytes_per_token):
+    profile = ProfilingResult("model")
+    profile.add_result(PIPELINE, 1, [1, 1], [0, 0], [10.0, 12.0], kv_bytes_per_token=kv_bytes_per_token)
+    return profile
+
+
+def test_the_kv_cache_of_concurrent_tokens_adds_to_the_weights_of_each_stage():
+    profile = profile_with_kv([3.0, 2.0])
+    assert profile.memory_bytes(PIPELINE) == profile.weight_bytes(PIPELINE) == 12
+    # with one token the second stage is fuller, with ten the first
+    assert profile.memory_bytes(PIPELINE, 1) == 14
+    assert profile.memory_bytes(PIPELINE, 10) == 40
+
+
+def test_concurrent_tokens_need_a_profile_that_knows_its_kv_cache():
+    profile = profile_with_kv(None)
+    assert profile.memory_bytes(PIPELINE, 0) == 12
+    with pytest.raises(InvalidProfileError, match=r"config \(1, 1, 2\): no KV cache per token.*concurrent_tokens=5"):
+        profile.memory_bytes(PIPELINE, 5)
+
+
+@pytest.mark.parametrize("per_token", [[1.0], [1.0, -1.0], [1.0, math.nan], 3.0])
+def test_kv_cache_per_token_is_one_figure_per_stage(per_token):
+    with pytest.raises(InvalidProfileError, match="KV cache per token"):
+        profile_with_kv(per_token)
+
+
+def test_a_faster_measurement_without_kv_cache_leaves_the_known_one():
+    profile = profile_with_kv([3.0, 2.0])
+    profile.add_result(PIPELINE, 1, [0.5, 0.5], [0, 0], [10.0, 12.0])
+    assert profile.para_dict[PIPELINE].kv_bytes_per_token == [3.0, 2.0]
+
+
+def test_a_profile_knows_where_its_figures_come_from_and_their_units():
+    profile = ProfilingResult("model", source="measured", hardware="H100", dtype="float16")
+    assert (profile.source, profile.hardware, profile.dtype) == ("measured", "H100", "float16")
+    assert profile.units == {"latency": "s", "memory": "bytes", "kv_bytes_per_token": "bytes/token"}
+    assert copy.deepcopy(profile) == profile
+    with pytest.raises(InvalidProfileError, match="hardware must be text, got 8"):
+        ProfilingResult("model", hardware=8)
+
+
+def test_what_alpaserve_does_not_know_is_left_out_of_its_pickles():
+    plain = ProfilingResult("model")
+    plain.add_result(PIPELINE, 1, [1, 1], [0, 0], [1, 1])
+    assert set(plain.__getstate__()) == {"model_name", "para_dict", "preprocess_cpu", "postprocess_cpu"}
+    assert set(plain.para_dict[PIPELINE].__getstate__()) == {"latency", "act_mem", "weight_mem", "metadata"}

@@ -154,7 +154,7 @@ def test_the_stated_rate_and_cv_are_those_of_the_arrivals():
         (pd.DataFrame({"TIMESTAMP": [pd.Timestamp("2023-11-16"), pd.NaT]}), "row 1 of the trace"),
         (pd.DataFrame({"TIMESTAMP": [1.5, 2.5]}), "must be dates, got numbers"),
         (pd.DataFrame({"TIMESTAMP": ["1900-01-01", "2023-11-16"]}), "the trace spans"),
-        ({"TIMESTAMP": ["2023-11-16"]}, "DataFrame with a TIMESTAMP column, got dict"),
+        ({"TIMESTAMP": ["2023-11-16"]}, "DataFrame with a TIMESTAMP column, .*minute_counts.*, got dict"),
         (None, "got NoneType"),
     ],
 )
@@ -271,3 +271,42 @@ def test_a_dataset_of_another_form_is_a_clear_error(fake_datasets, rows):
     fake_datasets(rows)
     with pytest.raises(AlpaServeError, match="the data set 'some/name' has"):
         generate_with_dataset()
+
+
+class FramedTrace:
+    def __init__(self, frame):
+        self.frame = frame
+
+    def to_frame(self):
+        return self.frame
+
+
+class CountedTrace:
+    def __init__(self, counts):
+        self.counts = counts
+
+    def minute_counts(self):
+        return np.array(self.counts)
+
+
+def test_a_trace_with_a_table_or_with_counts_gives_the_workload_of_the_table():
+    frame = trace_of([3, 0, 5])
+    models = model_list(MODEL_SETS["large"])
+    expected = WorkloadFromTrace(2, frame).generate_workload(models)
+    for trace in (FramedTrace(frame), CountedTrace([3, 0, 5])):
+        workload = WorkloadFromTrace(2, trace).generate_workload(models)
+        assert workload.arrivals.tolist() == expected.arrivals.tolist()
+        assert workload.model_ids.tolist() == expected.model_ids.tolist()
+    with pytest.raises(InvalidTraceError, match="requests per minute only"):
+        WorkloadFromTrace(2, CountedTrace([3])).generate_workload(models, tokens="trace")
+
+
+def test_a_table_may_have_columns_named_as_a_trace_names_its_methods():
+    frame = trace_of([3, 1]).assign(to_frame=1, minute_counts=2)
+    assert WorkloadFromTrace(1, frame).minute_counts.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [1, -1], [0.5], [[1]], ["1"], [True]])
+def test_counts_that_are_none_are_refused(counts):
+    with pytest.raises(InvalidTraceError, match=r"requests per minute must be whole|no request"):
+        WorkloadFromTrace(1, CountedTrace(counts))

@@ -1,5 +1,5 @@
-import random
-import re
+import gzip
+import math
 
 import numpy as np
 import pandas as pd
@@ -7,268 +7,205 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpa_serve.errors import InvalidTraceError, UnknownNameError
-from alpa_serve.experiments.maveriq import model_list
-from alpa_serve.simulator.workload import WorkloadFromTrace
-from alpa_serve.trace.llm import BUILT_IN_TRACES, load_azure_llm_trace, minute_counts, token_percentiles
+from alpa_serve.errors import InvalidConfigError, InvalidTraceError
+from alpa_serve.trace.llm import LLMTrace, load_llm_trace
 
-REAL_FILES = {
-    "Conversation": "AzureLLMInferenceTrace_conv.csv",
-    "Coding": "AzureLLMInferenceTrace_code.csv",
-}
-TOKENS = ["ContextTokens", "GeneratedTokens"]
-SHORT = """TIMESTAMP,ContextTokens,GeneratedTokens
-2023-11-16 18:17:03.9799600,4808,10
-2023-11-16 18:17:59.0319600,3180,8
-2023-11-16 18:20:04.0781490,110,27
-"""
+START_NS = pd.Timestamp("2024-05-10 00:00:00.0099300").value
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("traces")
+    return tmp_path_factory.mktemp("written")
 
 
-@pytest.fixture(scope="module")
-def read(folder):
-    """Return read(content) -> the trace read from a file of this content."""
-
-    def write_and_load(content):
-        path = folder / "trace.csv"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return load_azure_llm_trace(path)
-
-    return write_and_load
+def columns_of(trace):
+    columns = (trace.arrival_s, trace.model, trace.input_tokens, trace.output_tokens, trace.num_images)
+    return [None if column is None else column.tolist() for column in columns]
 
 
-@pytest.mark.parametrize("name", BUILT_IN_TRACES)
-def test_built_in_trace_has_the_minute_counts_and_token_percentiles_of_the_real_file(name, shared_data):
-    real, built_in = load_azure_llm_trace(shared_data(REAL_FILES[name])), load_azure_llm_trace(name)
-    assert len(built_in) == len(real)
-    by_minute = [frame["TIMESTAMP"].dt.round("min").value_counts().sort_index() for frame in (real, built_in)]
-    pd.testing.assert_series_equal(*by_minute, check_index_type=False)
-    assert WorkloadFromTrace(1, real).minute_counts.tolist() == minute_counts(name).tolist()
-    for tokens in TOKENS:
-        levels = np.arange(0, 101)
-        expected = np.percentile(real[tokens], levels)
-        assert np.percentile(built_in[tokens], levels) == pytest.approx(expected, rel=0.02, abs=3)
+@st.composite
+def traces(draw, dated=None):
+    length = draw(st.integers(1, 30))
+    ticks = sorted(draw(st.lists(st.integers(0, 10**10), min_size=length, max_size=length)))
+    # 100 ns apart or a multiple of it, the resolution of the Azure form
+    tokens = st.lists(st.integers(0, 2**31 - 1), min_size=length, max_size=length)
+    has_date = draw(st.booleans()) if dated is None else dated
+    return LLMTrace(
+        (np.array(ticks) - (ticks[0] if has_date else 0)) / 1e7,
+        model_codes=draw(st.lists(st.integers(0, 2), min_size=length, max_size=length)),
+        model_names=["a", "b", "c"],
+        input_tokens=draw(tokens),
+        output_tokens=draw(tokens),
+        start_ns=START_NS if has_date else None,
+    )
 
 
-@pytest.mark.parametrize("name", BUILT_IN_TRACES)
-def test_rounding_a_built_in_trace_to_minutes_gives_its_counts_back(name):
-    trace = load_azure_llm_trace(name)
-    assert list(trace.columns) == ["TIMESTAMP", *TOKENS]
-    assert trace["TIMESTAMP"].is_monotonic_increasing
-    assert WorkloadFromTrace(1, trace).minute_counts.tolist() == minute_counts(name).tolist()
-    assert (trace[TOKENS] > 0).all(axis=None)
+@settings(deadline=None, max_examples=50)
+@given(trace=traces(), suffix=st.sampled_from([".csv", ".csv.gz"]))
+def test_the_vidur_form_gives_back_the_trace_exactly(trace, suffix, folder):
+    trace.write_vidur(folder / f"vidur{suffix}")
+    found = load_llm_trace(folder / f"vidur{suffix}")
+    assert columns_of(found) == [*columns_of(trace)[:1], None, *columns_of(trace)[2:]]
 
 
-@pytest.mark.parametrize("name", BUILT_IN_TRACES)
-def test_token_counts_are_near_the_shipped_percentiles(name, shared_data):
-    table = pd.read_csv(shared_data("azure_llm_2023_token_percentiles.csv"))
-    column = {"Conversation": "conversation", "Coding": "code"}[name]
-    trace = load_azure_llm_trace(name)
-    for tokens, kind in zip(TOKENS, ("context", "generated"), strict=True):
-        found = np.percentile(trace[tokens], table["percentile"])
-        assert found == pytest.approx(table[f"{column}_{kind}_tokens"].to_numpy(), rel=0.02, abs=2)
+@settings(deadline=None, max_examples=50)
+@given(trace=traces(dated=True))
+def test_the_azure_form_gives_back_a_dated_trace_exactly(trace, folder):
+    trace.write_azure(folder / "azure.csv")
+    found = load_llm_trace(folder / "azure.csv")
+    assert columns_of(found) == [*columns_of(trace)[:1], None, *columns_of(trace)[2:]]
+    assert found.start_ns == trace.start_ns
 
 
-@pytest.mark.parametrize("name", BUILT_IN_TRACES)
-def test_the_shipped_percentiles_are_those_of_the_table(name, shared_data):
-    table = pd.read_csv(shared_data("azure_llm_2023_token_percentiles.csv"))
-    column = {"Conversation": "conversation", "Coding": "code"}[name]
-    percentiles = token_percentiles(name)
-    for found, kind in ((percentiles.input_tokens, "context"), (percentiles.output_tokens, "generated")):
-        assert list(found) == table.set_index("percentile")[f"{column}_{kind}_tokens"].loc[0:100].tolist()
-    assert token_percentiles(name.lower()) == percentiles
-    assert token_percentiles("code") == token_percentiles("Coding")
+def test_the_azure_form_is_that_of_the_public_files(folder, shared_data):
+    path = shared_data("AzureLLMInferenceTrace_code.csv")
+    trace = load_llm_trace(path)
+    trace.write_azure(folder / "azure.csv")
+    assert (folder / "azure.csv").read_text().splitlines() == path.read_text().splitlines()
+    assert [found.name for found in folder.iterdir() if found.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("name", BUILT_IN_TRACES)
-def test_workloads_take_tokens_from_a_built_in_trace_or_from_its_percentiles(name):
-    trace = load_azure_llm_trace(name)
-    process = WorkloadFromTrace(1, trace)
-    for source in ("trace", token_percentiles(name)):
-        workload = process.generate_workload(model_list("regular"), tokens=source)
-        for tokens, column in zip(workload.require_tokens(), TOKENS, strict=True):
-            assert tokens.mean() == pytest.approx(trace[column].mean(), rel=0.1)
+def test_images_are_written_and_a_clock_without_dates_starts_in_1970(folder):
+    trace = LLMTrace([1.5, 3], input_tokens=[1, 2], output_tokens=[3, 4], num_images=[0, 5])
+    trace.write_azure(folder / "images.csv.gz")
+    text = gzip.decompress((folder / "images.csv.gz").read_bytes()).decode()
+    assert text == (
+        "TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n"
+        "1970-01-01 00:00:01.5000000,0,1,3\n1970-01-01 00:00:03.0000000,5,2,4\n"
+    )
+    assert load_llm_trace(folder / "images.csv.gz").num_images.tolist() == [0, 5]
+    assert trace.to_frame()["TIMESTAMP"].tolist() == [pd.Timestamp(1.5, unit="s"), pd.Timestamp(3, unit="s")]
 
 
-def test_built_in_traces_are_the_same_each_time_and_known_by_several_names(random_state_untouched):
-    first = load_azure_llm_trace("Coding")
-    for name in ("Coding", "coding", "code", "CODE"):
-        pd.testing.assert_frame_equal(load_azure_llm_trace(name), first)
-    assert minute_counts("code").tolist() == minute_counts("Coding").tolist()
-
-
-NUM_GOLDEN = 24
-
-
-def test_every_golden_trace_workload_is_tested(golden):
-    assert len(golden("trace_workloads")) == NUM_GOLDEN
-
-
-@pytest.mark.parametrize("number", range(NUM_GOLDEN))
-def test_workload_of_a_built_in_trace_equals_the_golden_one(number, golden):
-    case = golden("trace_workloads")[number]
-    trace = WorkloadFromTrace(case["scale"], load_azure_llm_trace(case["trace"]))
-    workload = trace.generate_workload(model_list(case["model_set"]), slo=case["slo"])
-    assert len(workload) == case["count"]
-    assert workload.arrivals[:5] == pytest.approx(case["first"], abs=1e-9)
-    assert workload.arrivals[-1] == pytest.approx(case["last"], abs=1e-9)
-    assert workload.arrivals.sum() == pytest.approx(case["sum"], rel=1e-12)
-    assert [request.model_name for request in workload.requests[:12]] == case["first_models"]
-    counts = {name: workload.num_model_requests(name) for name in workload.model_names}
-    assert {name: count for name, count in counts.items() if count} == case["per_model"]
-    for name, slo in case["slo_by_model"].items():
-        of_model = workload.select_models([name]).slos
-        assert of_model == pytest.approx(slo, rel=1e-12)
-
-
-def test_a_file_is_read_with_its_dates_and_tokens(read):
-    trace = read(SHORT)
-    assert trace["TIMESTAMP"].tolist() == [
-        pd.Timestamp("2023-11-16 18:17:03.979960"),
-        pd.Timestamp("2023-11-16 18:17:59.031960"),
-        pd.Timestamp("2023-11-16 18:20:04.078149"),
-    ]
-    assert trace[TOKENS].to_numpy().tolist() == [[4808, 10], [3180, 8], [110, 27]]
-
-
-def test_requests_come_out_in_the_order_of_time_with_their_own_tokens(read):
-    header, *rows = SHORT.splitlines()
-    pd.testing.assert_frame_equal(read("\n".join([header, *reversed(rows)])), read(SHORT))
-
-
-def test_a_file_needs_no_token_columns_and_may_have_others(read):
-    trace = read("who, TIMESTAMP \na,2023-11-16T18:17:03Z\nb,2023-11-16 18:18\n")
-    assert list(trace.columns) == ["TIMESTAMP"]
-    assert trace["TIMESTAMP"].tolist() == [pd.Timestamp("2023-11-16 18:17:03"), pd.Timestamp("2023-11-16 18:18")]
-
-
-HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-GOOD = "2023-11-16 18:17:03,1,2\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "the file is empty"),
-        ("\n\n", "empty|no column|no request"),
-        (HEADER, "no request"),
-        (HEADER + "\n\n", "no request"),
-        ("time,tokens\n2023-11-16,3\n", "line 1: no column TIMESTAMP; found time, tokens"),
-        (HEADER + GOOD + "yesterday,1,2\n" + GOOD, "line 3, column TIMESTAMP: not a date: 'yesterday'"),
-        (HEADER + GOOD + "\n" + "2023-13-45,1,2\n", "line 4, column TIMESTAMP: not a date: '2023-13-45'"),
-        (HEADER + GOOD + ",1,2\n", "line 3, column TIMESTAMP: not a date"),
-        (HEADER + GOOD + "2023-11-16,NaN,2\n", "line 3, column ContextTokens: not a number of tokens: 'NaN'"),
-        (HEADER + GOOD + "2023-11-16,1,\n", "line 3, column GeneratedTokens: not a number of tokens"),
-        (HEADER + GOOD + "2023-11-16,1,-4\n", "line 3, column GeneratedTokens: not a number of tokens: '-4'"),
-        (HEADER + GOOD + "2023-11-16,1.5,4\n", "line 3, column ContextTokens: not a number of tokens: '1.5'"),
-        (HEADER + GOOD + "2023-11-16,many,4\n", "line 3, column ContextTokens: not a number of tokens: 'many'"),
-        (HEADER + GOOD + "2023-11-16,inf,4\n", "line 3, column ContextTokens: not a number of tokens: 'inf'"),
-        (HEADER + GOOD + "2023-11-16,1,2,3,4\n", "not a CSV file: .*line 3"),
-        (b"\x80\x81\xff\xfe\x00\x01" * 40, "not a CSV file"),
-        (b"PK\x03\x04\x14\x00\x00\x00\x08\x00\x00\x00", "not a CSV file|no column TIMESTAMP"),
-    ],
-)
-def test_a_bad_file_is_refused_with_file_line_and_column(content, message, read):
-    with pytest.raises(InvalidTraceError, match=message) as caught:
-        read(content)
-    assert "trace.csv" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        HEADER + "2023-11-16 18:17:03,48,10,\n",
-        HEADER + "2023-11-16 18:17:03,2023,10,5\n",
-        HEADER + "2023-11-16 18:17:03,48,10,5,6\n",
-    ],
-)
-def test_rows_wider_than_the_header_are_refused_with_their_line_or_read_by_the_header(content, read):
-    try:
-        trace = read(content)
-    except InvalidTraceError as error:
-        message = str(error)
-    else:
-        assert trace["TIMESTAMP"].tolist() == [pd.Timestamp("2023-11-16 18:17:03")]
-        return
-    assert "line 2" in message
-
-
-def test_two_columns_of_one_name_are_refused(read):
-    with pytest.raises(InvalidTraceError, match="TIMESTAMP"):
-        read("TIMESTAMP, TIMESTAMP\n2023-11-16 18:17:03,2023\n")
-
-
-def test_an_unknown_name_or_a_missing_file_lists_the_built_in_traces(tmp_path):
-    for unknown in ("Poetry", tmp_path / "missing.csv", tmp_path, ""):
-        with pytest.raises(
-            UnknownNameError, match=re.escape(repr(str(unknown))) + ".*Conversation, Coding.*nor a file"
-        ):
-            load_azure_llm_trace(unknown)
-    with pytest.raises(UnknownNameError, match="'Poetry'; known: Conversation, Coding"):
-        minute_counts("Poetry")
-    with pytest.raises(UnknownNameError, match="'Poetry'; known: Conversation, Coding"):
-        token_percentiles("Poetry")
-
-
-def damaged(content, seed, num_changes):
-    """Some bytes overwritten, inserted, removed or moved, at random."""
-    rng = random.Random(seed)
-    data = bytearray(content)
-    for _ in range(num_changes):
-        at = rng.randrange(len(data) + 1)
-        junk = bytes(rng.choice(b'0123456789-: ,."\n\r\tTZ\x00\xffeE+nai') for _ in range(rng.randint(1, 4)))
-        match rng.randrange(4):
-            case 0:
-                data[at : at + len(junk)] = junk
-            case 1:
-                data[at:at] = junk
-            case 2:
-                del data[at : at + rng.randint(1, 12)]
-            case 3:
-                data += data[: rng.randint(0, 60)]
-    return bytes(data)
-
-
-def assert_valid_or_refused(read, content):
-    try:
-        trace = read(content)
-    except InvalidTraceError:
-        return
-    assert len(trace)
-    assert trace["TIMESTAMP"].notna().all()
-    assert pd.api.types.is_datetime64_any_dtype(trace["TIMESTAMP"])
-    assert trace["TIMESTAMP"].is_monotonic_increasing
-    for tokens in set(TOKENS) & set(trace.columns):
-        assert (trace[tokens] >= 0).all()
-
-
-@settings(deadline=None, max_examples=400)
-@given(seed=st.integers(0, 2**32), num_changes=st.integers(1, 6))
-def test_a_damaged_file_is_read_as_valid_dates_or_refused(read, seed, num_changes):
-    assert_valid_or_refused(read, damaged(SHORT.encode(), seed, num_changes))
-
-
-@settings(deadline=None, max_examples=200)
-@given(stamp=st.text(max_size=25), tokens=st.text(max_size=12))
-def test_any_text_in_a_cell_is_read_as_valid_or_refused(read, stamp, tokens):
-    assert_valid_or_refused(read, (SHORT + f"{stamp},{tokens},3\n").encode(errors="replace"))
-
-
-@settings(deadline=None, max_examples=100)
-@given(content=st.binary(max_size=200))
-def test_any_bytes_are_read_as_valid_or_refused(read, content):
-    assert_valid_or_refused(read, content)
-
-
-@pytest.mark.parametrize("word", ["now", "today", "2023", "2023-11"])
-def test_words_and_parts_of_dates_are_no_dates(tmp_path, word):
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     path = tmp_path / "trace.csv"
-    path.write_text(f"TIMESTAMP\n{word}\n", encoding="utf-8")
-    with pytest.raises(InvalidTraceError, match="line 2, column TIMESTAMP: not a date"):
-        load_azure_llm_trace(path)
-    with pytest.raises(InvalidTraceError, match="no date"):
-        WorkloadFromTrace(1, pd.DataFrame({"TIMESTAMP": [word]}))
+    path.write_text("old")
+    without = LLMTrace([0.0], input_tokens=[1], name="here")
+    for write in (without.write_vidur, without.write_azure):
+        with pytest.raises(InvalidTraceError, match="here: this trace has no output_tokens"):
+            write(path)
+    empty = LLMTrace([], input_tokens=[], output_tokens=[])
+    with pytest.raises(InvalidTraceError, match="no request to write"):
+        empty.write_vidur(path)
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("trace.csv", "old")]
+
+
+@given(
+    gaps=st.lists(st.integers(0, 3), min_size=1, max_size=40),
+    factor=st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.7]),
+    seed=st.integers(0, 9),
+)
+def test_scaled_rate_repeats_each_request_up_to_the_next_arrival(gaps, factor, seed):
+    arrivals = np.cumsum(gaps).astype(float)
+    trace = LLMTrace(arrivals, input_tokens=np.arange(len(gaps)), start_ns=7)
+    scaled = trace.scale_rate(factor, seed)
+    assert (np.diff(scaled.arrival_s) >= 0).all()
+    assert scaled.start_ns == 7
+    copies = np.bincount(scaled.input_tokens, minlength=len(gaps))
+    assert set(copies) <= {math.floor(factor), math.ceil(factor)}
+    bounds = np.append(arrivals, arrivals[-1] + (np.diff(arrivals).mean() if len(gaps) > 1 else 0))
+    assert (scaled.arrival_s >= bounds[scaled.input_tokens]).all()
+    assert (scaled.arrival_s <= bounds[scaled.input_tokens + 1]).all()
+    if factor >= 1:
+        assert set(arrivals) <= set(scaled.arrival_s)
+    assert columns_of(scaled) == columns_of(trace.scale_rate(factor, seed))
+
+
+def test_scaled_rate_has_the_expected_number_of_requests(random_state_untouched):
+    trace = LLMTrace(np.arange(20_000.0))
+    for factor in (0.1, 1.3, 2.5):
+        assert len(trace.scale_rate(factor)) == pytest.approx(20_000 * factor, rel=0.03)
+    with pytest.raises(InvalidConfigError, match="factor of scale_rate"):
+        trace.scale_rate(0)
+
+
+def test_scaled_time_stretches_about_the_first_arrival():
+    trace = LLMTrace([10, 11, 14], start_ns=3)
+    scaled = trace.scale_time(2)
+    assert (scaled.arrival_s.tolist(), scaled.start_ns) == ([10, 12, 18], 3)
+    assert trace.scale_time(0.5).describe().rate == pytest.approx(2 * trace.describe().rate)
+    with pytest.raises(InvalidConfigError, match="factor of scale_time"):
+        trace.scale_time(float("nan"))
+
+
+def test_a_slice_keeps_the_axis_and_is_a_copy():
+    trace = LLMTrace([0, 1, 1, 2], input_tokens=[1, 2, 3, 4], start_ns=START_NS)
+    part = trace.slice(1, 2)
+    assert (part.arrival_s.tolist(), part.input_tokens.tolist()) == ([1, 1], [2, 3])
+    second = trace.start_time + pd.Timedelta(seconds=1)
+    for moment in (second, second.to_datetime64(), str(second), second.tz_localize("UTC").tz_convert("Asia/Tokyo")):
+        assert trace.slice(moment).input_tokens.tolist() == [2, 3, 4]
+    part.input_tokens[:] = 9
+    assert trace.input_tokens.tolist() == [1, 2, 3, 4]
+    assert len(trace.slice(5)) == 0
+    assert len(trace.slice("2023-01-01", "2023-02-01")) == 0
+    assert len(trace.slice()) == 4
+    with pytest.raises(InvalidConfigError, match="no dates"):
+        LLMTrace([0.0]).slice("2024-05-10")
+
+
+def test_a_summary_tells_rate_cv_models_and_tokens():
+    trace = LLMTrace(
+        [0, 1, 1, 4],
+        model_codes=[0, 1, 0, 0],
+        model_names=["x", "y"],
+        input_tokens=[1, 2, 3, 10],
+        start_ns=START_NS,
+        num_failed=2,
+        name="short",
+    )
+    found = trace.describe()
+    assert (found.num_requests, found.num_failed, found.duration_s, found.rate) == (4, 2, 4, 0.75)
+    assert found.cv == pytest.approx(np.std([1, 0, 3]) * 0.75)
+    assert (found.requests_by_model, found.output_tokens) == ({"x": 3, "y": 1}, None)
+    assert (found.input_tokens[0], found.input_tokens[50], found.input_tokens[100]) == (1, 2.5, 10)
+    text = str(found)
+    for part in ("short: 4 requests (2 more failed)", "2024-05-10", "0.75 requests/s", "p50 2.5", "x: 3", "not known"):
+        assert part in text
+
+
+@pytest.mark.parametrize(("arrivals", "rate"), [([], 0), ([3], 0), ([3, 3], math.inf)])
+def test_traces_of_hardly_a_request_are_summarised(arrivals, rate):
+    found = LLMTrace(arrivals, input_tokens=[1] * len(arrivals)).describe()
+    assert (found.rate, found.cv, found.duration_s) == (rate, 0, 0)
+    assert str(found)
+    scaled = LLMTrace(arrivals).scale_rate(2).scale_time(2)
+    assert len(scaled) == 2 * len(arrivals)
+
+
+def test_plots_show_rate_and_tokens(tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    trace = load_llm_trace("Coding")
+    figure = trace.plot()
+    assert [axes.get_xlabel() for axes in figure.axes] == ["time (s)", "input tokens", "output tokens"]
+    figure.savefig(tmp_path / "trace.png")
+    ax = figures.Figure().add_subplot()
+    assert LLMTrace([1.0, 1.0]).plot(ax) is ax.figure
+    assert ax.get_ylabel() == "requests/s"
+    with pytest.raises(InvalidTraceError, match="no request to draw"):
+        LLMTrace([]).plot()
+
+
+def test_a_table_of_a_trace_is_exact_to_the_nanosecond():
+    ns = np.sort(np.random.default_rng(0).integers(0, 97 * 86400 * 10**9, 1000))
+    frame = LLMTrace(ns / 1e9, output_tokens=np.arange(1000), start_ns=START_NS).to_frame()
+    assert list(frame.columns) == ["TIMESTAMP", "GeneratedTokens"]
+    assert (frame["TIMESTAMP"].to_numpy().astype(np.int64) == ns + START_NS).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"arrival_s": [2, 1]}, "must not descend"),
+        ({"arrival_s": [float("nan")]}, "finite"),
+        ({"arrival_s": [[1.0]]}, "list of numbers"),
+        ({"arrival_s": ["1"]}, "list of numbers"),
+        ({"arrival_s": [1], "input_tokens": [1, 2]}, "2 input_tokens for 1 arrivals"),
+        ({"arrival_s": [1], "output_tokens": [-1]}, "output_tokens must be whole numbers"),
+        ({"arrival_s": [1], "num_images": [0.5]}, "num_images must be whole numbers"),
+        ({"arrival_s": [1], "model_codes": [1], "model_names": ["a"]}, "model_codes must be below 1"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(InvalidTraceError, match=message):
+        LLMTrace(**arguments)

@@ -1,0 +1,163 @@
+"""Streaming a text file, compressed or not: CSV rows in batches of text columns, and the line that a row is on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import lzma
+import re
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alpa_serve.errors import InvalidTraceError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+BLOCK_BYTES = 1 << 22
+"""Text that is parsed at once; a row must be shorter."""
+
+_PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar")
+
+
+@contextmanager
+def text_stream(path: str | os.PathLike[str]) -> Iterator[io.TextIOBase]:
+    """Open a file (compressed if its name ends in .gz, .bz2, .xz, .zst or .lz4) as UTF-8 text.
+
+    Bytes that are no UTF-8 come out as surrogates; line ends are kept.
+
+    Raises
+    ------
+    InvalidTraceError
+        If it cannot be read or decompressed, also while it is read.
+    """
+    with _binary_stream(path) as stream:
+        yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+@contextmanager
+def _binary_stream(path: str | os.PathLike[str]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    suffix = Path(path).suffix.lower()
+    if suffix in _PACKED:
+        raise InvalidTraceError(f"{path}: an archive; unpack it, and name one file of it")
+    try:
+        with lzma.open(path) if suffix == ".xz" else pa.input_stream(str(Path(path))) as stream:
+            yield stream
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InvalidTraceError(f"{path}: cannot be read: {error}") from None
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether text of a :func:`text_stream` has no bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def first_line(path: str | os.PathLike[str], limit: int = 1 << 20) -> str:
+    """Return the first line with something on it, without white space around; "" if there is none in `limit` bytes.
+
+    Raises
+    ------
+    InvalidTraceError
+        If the file cannot be read, or this line is no UTF-8 text.
+    """
+    with text_stream(path) as stream:
+        lines = re.split("[\r\n]", stream.read(limit))
+    line = next((line.strip() for line in lines if line.strip()), "")
+    if not is_utf8(line):
+        raise InvalidTraceError(f"{path}: not a text file: it does not begin with UTF-8 text")
+    return line
+
+
+def csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line on which it begins, cells) of every row that is not blank.
+
+    Raises
+    ------
+    InvalidTraceError
+        If it is no CSV file.
+    """
+    with text_stream(path) as stream:
+        reader = csv.reader(stream)
+        begin = 1
+        try:
+            for row in reader:
+                if row:
+                    yield begin, row
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            raise InvalidTraceError(f"{path}, line {begin}: not a CSV file: {error}") from None
+
+
+def place_of_row(path: str | os.PathLike[str], row: int) -> str:
+    """Return "line N", on which row `row` (from 0, blank lines left out) of a CSV file begins.
+
+    It is "row N" in a file whose lines cannot be told for a cell that is too long.
+    """
+    try:
+        return next(f"line {line}" for line, _ in itertools.islice(csv_rows(path), row, None))
+    except (InvalidTraceError, StopIteration):
+        return f"row {row}"
+
+
+def text_batches(path: str | os.PathLike[str], width: int, positions: Sequence[int]) -> Iterator[list[Any]]:
+    """Yield the rows of a CSV file, the first one included, in batches.
+
+    Parameters
+    ----------
+    path : str or path-like
+    width : int
+        Cells that each row must have.
+    positions : sequence of int
+        The columns to yield, all from 0 to width - 1.
+
+    Yields
+    ------
+    list of pyarrow.StringArray, each of shape (rows,)
+        One per position, "" for an empty cell. Blank lines are left out.
+
+    Raises
+    ------
+    InvalidTraceError
+        If a row has another number of cells or is no UTF-8 text, naming its line, or the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
+    names = {f"f{position}": pa.string() for position in positions}
+    with _binary_stream(path) as stream:
+        try:
+            batches = pa_csv.open_csv(
+                stream,
+                read_options=pa_csv.ReadOptions(autogenerate_column_names=True, block_size=BLOCK_BYTES),
+                parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+                convert_options=pa_csv.ConvertOptions(
+                    column_types=names,
+                    include_columns=list(names),
+                    strings_can_be_null=False,
+                    quoted_strings_can_be_null=False,
+                ),
+            )
+            for batch in batches:
+                yield [batch.column(f"f{position}") for position in positions]
+        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            # a missing column means that the first row is narrower than it was said to be
+            raise InvalidTraceError(_explained(path, width, str(error))) from None
+
+
+def _explained(path: str | os.PathLike[str], width: int, problem: str) -> str:
+    for line, row in csv_rows(path):
+        if len(row) != width:
+            return f"{path}: not a CSV file: line {line} has {len(row)} cells where the first row has {width}"
+        if not all(map(is_utf8, row)):
+            return f"{path}: not a CSV file: line {line} is not UTF-8 text"
+    return f"{path}: not a CSV file: {problem}"
