@@ -32,7 +32,8 @@ def read_header(path: str | os.PathLike[str]) -> list[str]:
         if not all(map(is_utf8, names)):
             raise InvalidTraceError(f"{path}: not a CSV file: line {line} is not UTF-8 text")
         if len(set(names)) != len(names):
-            raise InvalidTraceError(f"{path}, line {line}: two columns have the same name: {_listed(names)}")
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidTraceError(f"{path}, line {line}: two columns have the same name: {twice or 'an empty cell'}")
         return names
     raise InvalidTraceError(f"{path}: the file is empty")
 
