@@ -12,11 +12,13 @@ SOSP 2021.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidTraceError
+from alpa_serve.trace.cells import check_cells, numbers, whole_numbers
+from alpa_serve.trace.csv_columns import NameCodes, Parsed, read_columns, read_header
 from alpa_serve.trace.function_cache import load_trace, save_trace
 from alpa_serve.trace.function_table import (
     AZURE_V1,
@@ -27,13 +29,12 @@ from alpa_serve.trace.function_table import (
     TRACE_MINUTES,
     FunctionTable,
 )
-from alpa_serve.trace.line_table import ColumnKind, read_blocks, real_columns, text_columns, whole_columns
 from alpa_serve.validation import check_int, check_known
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Sequence
 
-    import pandas as pd
     from numpy.typing import NDArray
 
 V1_FILE = "invocations_per_function_md.anon.d{day:02d}.csv"
@@ -47,6 +48,10 @@ _KEY_COLUMNS = {
 
 MAX_END_S = (TRACE_DAYS + 1) * 86400.0
 """Largest end_timestamp and duration of v2 in seconds; more is taken to be in another unit. A day to spare."""
+
+_COUNT_HINT = f"whole, from 0 to {MAX_COUNT}"
+_SECONDS_HINT = f"from 0 to {MAX_END_S:.0f}"
+_MINUTES = [str(minute) for minute in range(1, MINUTES_PER_DAY + 1)]
 
 
 def preprocess_azure_v1_trace(
@@ -85,7 +90,7 @@ def preprocess_azure_v1_trace(
 
     Notes
     -----
-    Rows of one function in a day (one per trigger) are added up. A file is read in blocks of 16 MiB, and only minutes
+    Rows of one function in a day (one per trigger) are added up. A file is read in blocks of 4 MiB, and only minutes
     with invocations are kept, in 10 bytes while reading and 6 in the result: for the whole public trace, of which a
     dense table would take 7 GB, that is some hundred million.
     """
@@ -189,23 +194,11 @@ def _key_columns(trace_name: str, key: str) -> tuple[str, ...]:
     return _KEY_COLUMNS[trace_name][check_known(key, KEYS, "key of functions")]
 
 
-class _Numbering:
-    """Numbers of functions, in the order of their first rows."""
-
-    def __init__(self, columns: tuple[str, ...]) -> None:
-        self.columns = columns
-        self.number_of: dict[str, int] = {}
-
-    def of(self, frame: pd.DataFrame) -> NDArray[np.int64]:
-        """Return the number of each row's function, shape (rows,)."""
-        import pandas as pd
-
-        names = frame[self.columns[0]].astype(object)
-        for column in self.columns[1:]:
-            names = names + "/" + frame[column].astype(object)
-        codes, unique = pd.factorize(names)
-        numbers = [self.number_of.setdefault(str(name), len(self.number_of)) for name in unique]
-        return np.array(numbers, dtype=np.int64)[codes]
+def _read_batches(path: Path, columns: Sequence[str], parse: Callable[[dict[str, Any]], Parsed]) -> list[Parsed]:
+    parsed = list(read_columns(path, read_header(path), columns, parse))
+    if not parsed:
+        raise InvalidTraceError(f"{path}: no row in this file")
+    return parsed
 
 
 def read_azure_v1(trace_dir: str | os.PathLike[str], n_day: int = TRACE_DAYS, *, key: str = "unique") -> FunctionTable:
@@ -214,36 +207,38 @@ def read_azure_v1(trace_dir: str | os.PathLike[str], n_day: int = TRACE_DAYS, *,
     if check_int(n_day, "n_day", minimum=1) > TRACE_DAYS:
         raise InvalidConfigError(f"n_day must be at most {TRACE_DAYS}, the days of the trace; got {n_day}")
     files = _raw_files(Path(trace_dir), [V1_FILE.format(day=day) for day in range(1, n_day + 1)])
-    minutes = [str(minute) for minute in range(1, MINUTES_PER_DAY + 1)]
-    counts = whole_columns(minutes, MAX_COUNT, "invocations in a minute")
-    numbering = _Numbering(columns)
-    days = [_read_day(path, [text_columns(columns), counts], numbering) for path in files]
-    return _joined_days(list(numbering.number_of), days)
+    functions = NameCodes(columns)
+    days = [_read_day(path, columns, functions) for path in files]
+    return _joined_days(functions.names, days)
 
 
 _Day = tuple["NDArray[np.int32]", "NDArray[np.int16]", "NDArray[np.int32]"]
 
 
-def _read_day(path: Path, kinds: list[ColumnKind], numbering: _Numbering) -> _Day:
+def _read_day(path: Path, columns: tuple[str, ...], functions: NameCodes) -> _Day:
     """Return (function, minute of the day, invocations) of the cells above 0, ascending in function and minute."""
-    cells, values = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for frame in read_blocks(path, kinds):
-        counts = frame[list(kinds[-1].names)].to_numpy()
-        rows, minutes = np.nonzero(counts)
-        cells.append(numbering.of(frame)[rows] * MINUTES_PER_DAY + minutes)
-        values.append(counts[rows, minutes])
-    cell, value = np.concatenate(cells), np.concatenate(values)
-    del cells, values
+
+    def parse(texts: dict[str, Any]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        codes = functions.of(texts).astype(np.int64)
+        problem = "not a number of invocations"
+        counts = np.stack([whole_numbers(texts[name], name, MAX_COUNT, problem, _COUNT_HINT) for name in _MINUTES])
+        minutes, rows = np.nonzero(counts)
+        return codes[rows] * MINUTES_PER_DAY + minutes, counts[minutes, rows]
+
+    batches = _read_batches(path, [*columns, *_MINUTES], parse)
+    cell = np.concatenate([cells for cells, _ in batches])
+    value = np.concatenate([values for _, values in batches]).astype(np.int64)
+    del batches
     order = np.argsort(cell, kind="stable")
     cell, value = cell[order], value[order]
     first = np.flatnonzero(np.diff(cell, prepend=-1))
     if len(first) < len(cell):
         cell, value = cell[first], np.add.reduceat(value, first)
         if value.max() > MAX_COUNT:
-            name = list(numbering.number_of)[int(cell[value.argmax()]) // MINUTES_PER_DAY]
+            name = functions.names[int(cell[value.argmax()]) // MINUTES_PER_DAY]
             raise InvalidTraceError(f"{path}: the rows of function {name!r} add up to more than {MAX_COUNT} a minute")
-    functions, minutes_of_day = np.divmod(cell, MINUTES_PER_DAY)
-    return functions.astype(np.int32), minutes_of_day.astype(np.int16), value.astype(np.int32)
+    function, minutes_of_day = np.divmod(cell, MINUTES_PER_DAY)
+    return function.astype(np.int32), minutes_of_day.astype(np.int16), value.astype(np.int32)
 
 
 def _joined_days(names: list[str], days: list[_Day]) -> FunctionTable:
@@ -266,13 +261,22 @@ def read_azure_v2(trace_dir: str | os.PathLike[str], *, key: str = "unique") -> 
     """Read the file of the 2021 trace; see `preprocess_azure_v2_trace`."""
     columns = _key_columns(AZURE_V2, key)
     (path,) = _raw_files(Path(trace_dir), [V2_FILE])
-    times = real_columns(["end_timestamp", "duration"], MAX_END_S, "seconds")
-    numbering = _Numbering(columns)
-    functions, arrivals = [], []
-    for frame in read_blocks(path, [text_columns(columns), times]):
-        functions.append(numbering.of(frame).astype(np.int32))
-        arrivals.append((frame["end_timestamp"] - frame["duration"]).to_numpy())
-    function, arrival = np.concatenate(functions), np.concatenate(arrivals)
+    names = NameCodes(columns)
+
+    def parse(texts: dict[str, Any]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        return names.of(texts), _seconds(texts, "end_timestamp") - _seconds(texts, "duration")
+
+    batches = _read_batches(path, [*columns, "end_timestamp", "duration"], parse)
+    function = np.concatenate([codes for codes, _ in batches])
+    arrival = np.concatenate([arrivals for _, arrivals in batches])
+    del batches
     order = np.lexsort((arrival, function))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(function), dtype=np.int64)])
-    return FunctionTable(list(numbering.number_of), offsets, arrival[order], None, TRACE_MINUTES)
+    return FunctionTable(names.names, offsets, arrival[order], None, TRACE_MINUTES)
+
+
+def _seconds(texts: dict[str, Any], column: str) -> NDArray[np.float64]:
+    seconds = numbers(texts[column], column)
+    valid = (seconds >= 0) & (seconds <= MAX_END_S)
+    check_cells(valid, texts[column], column, "no seconds within the trace", _SECONDS_HINT)
+    return seconds

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alpa_serve.simulator.columns import MAX_TOKENS, is_token_count
+from alpa_serve.simulator.columns import MAX_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,11 +75,22 @@ def numbers(cells: Any, column: str) -> NDArray[np.float64]:
 
 def counts(cells: Any, column: str) -> NDArray[np.int32]:
     """Return token counts of a pyarrow.StringArray; raises BadCellError."""
+    return whole_numbers(cells, column, MAX_TOKENS, "not a number of tokens", TOKENS_HINT)
+
+
+def whole_numbers(cells: Any, column: str, maximum: int, problem: str, hint: str) -> NDArray[np.int32]:
+    """Return numbers from 0 to `maximum` (below 2**31) of a pyarrow.StringArray, which may be written as 5.0 or 5e0.
+
+    Raises
+    ------
+    BadCellError
+        With this problem and hint.
+    """
     import pyarrow as pa
 
-    problem = "not a number of tokens"
-    values = _cast(cells, column, lambda text: text.cast(pa.float64()), problem, TOKENS_HINT)
-    check_cells(is_token_count(values), cells, column, problem, TOKENS_HINT)
+    values = _cast(cells, column, lambda text: text.cast(pa.float64()), problem, hint)
+    valid = (values >= 0) & (values <= maximum) & (values == np.floor(values))
+    check_cells(valid, cells, column, problem, hint)
     return values.astype(np.int32)
 
 

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alpa_serve.errors import InvalidTraceError
-from alpa_serve.trace.cells import BadCellError, check_cells, counts, dates, numbers
+from alpa_serve.trace.cells import check_cells, counts, dates, numbers
+from alpa_serve.trace.csv_columns import NameCodes, read_columns, read_header
 from alpa_serve.trace.llm_builder import MAX_SPAN_S, TraceBuilder
-from alpa_serve.trace.llm_formats import SECONDS, UNIX_SECONDS, CsvForm, read_header
-from alpa_serve.trace.text_batches import place_of_row, text_batches
+from alpa_serve.trace.llm_formats import SECONDS, UNIX_SECONDS, CsvForm
 from alpa_serve.trace.units import unit_hint
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -46,36 +44,18 @@ def read_csv(
     """
     header = read_header(path)
     columns = [column for column in form.columns() if column in header or column not in form.optional]
-    for column in columns:
-        if column not in header:
-            raise InvalidTraceError(f"{path}, line 1: no column {column}; found {', '.join(header)[:200]}")
-    positions = [header.index(column) for column in columns]
     dated = form.unit not in SECONDS
     origin = None
     while True:
         builder = TraceBuilder(window, max_rows, dated, origin)
         parser = _BatchParser(form)
-        row = 1
-        for batch in _data_batches(path, len(header), positions):
-            try:
-                builder.add(*parser.parse(dict(zip(columns, batch, strict=True))))
-            except BadCellError as error:
-                place = place_of_row(path, row + error.row)
-                raise InvalidTraceError(f"{path}, {place}, {error.message()}") from None
+        for parsed in read_columns(path, header, columns, parser.parse):
+            builder.add(*parsed)
             if builder.is_full:
                 break
-            row += len(batch[0])
         origin = builder.earlier_origin()
         if origin is None:
-            return builder.build(path, name, parser.model_names, column=form.arrival_s)
-
-
-def _data_batches(path: str | os.PathLike[str], width: int, positions: list[int]) -> Iterator[list[Any]]:
-    """Yield the batches without the header."""
-    for number, batch in enumerate(text_batches(path, width, positions)):
-        rows = batch if number else [cells.slice(1) for cells in batch]
-        if len(rows[0]):
-            yield rows
+            return builder.build(path, name, parser.models.names, column=form.arrival_s)
 
 
 class _BatchParser:
@@ -83,12 +63,8 @@ class _BatchParser:
 
     def __init__(self, form: CsvForm) -> None:
         self._form = form
-        self._codes: dict[str, int] = {}
+        self.models = NameCodes(form.model)
         self._first_ns: int | None = None
-
-    @property
-    def model_names(self) -> list[str]:
-        return list(self._codes)
 
     def parse(self, cells: dict[str, Any]) -> tuple[NDArray[Any], dict[str, NDArray[Any]], NDArray[np.bool_] | None]:
         """Return (arrivals, columns, which failed) of a batch."""
@@ -103,7 +79,7 @@ class _BatchParser:
             ones = numbers(cells[form.must_be_one], form.must_be_one)
             check_cells(ones == 1, cells[form.must_be_one], form.must_be_one, "must be 1: a row is one request")
         if form.model:
-            columns["model_codes"] = self._model_codes([cells[column] for column in form.model])
+            columns["model_codes"] = self.models.of(cells)
         return arrivals, columns, columns["output_tokens"] == 0 if form.no_output_is_failure else None
 
     def _arrivals(self, cells: dict[str, Any]) -> NDArray[Any]:
@@ -145,16 +121,3 @@ class _BatchParser:
         near = abs(stamps / 1e9 - self._first_ns / 1e9) <= MAX_SPAN_S
         check_cells(near, text, column, "more than 10 years from the first row")
         return stamps
-
-    def _model_codes(self, cells: list[Any]) -> NDArray[np.int32]:
-        import pyarrow.compute as pc
-
-        parts = [pc.utf8_trim_whitespace(text) for text in cells]
-        for part, text, column in zip(parts, cells, self._form.model, strict=True):
-            named = pc.not_equal(part, "").to_numpy(zero_copy_only=False)
-            check_cells(named, text, column, "no model name")
-        joined = pc.binary_join_element_wise(*parts, "/") if len(parts) > 1 else parts[0]
-        encoded = joined.dictionary_encode()
-        of_batch = [self._codes.setdefault(name, len(self._codes)) for name in encoded.dictionary.to_pylist()]
-        codes: NDArray[np.int32] = np.array(of_batch, dtype=np.int32)[encoded.indices.to_numpy()]
-        return codes

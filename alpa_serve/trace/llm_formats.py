@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alpa_serve.errors import InvalidTraceError
-from alpa_serve.trace.text_batches import csv_rows, first_line, is_utf8
+from alpa_serve.trace.text_batches import first_line
 
 if TYPE_CHECKING:
     import os
@@ -167,24 +167,6 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def read_header(path: str | os.PathLike[str]) -> list[str]:
-    """Return the names in the first row of a CSV file.
-
-    Raises
-    ------
-    InvalidTraceError
-        If there is no row, or two columns have the same name.
-    """
-    for line, row in csv_rows(path):
-        names = [cell.strip() for cell in row]
-        if not all(map(is_utf8, names)):
-            raise InvalidTraceError(f"{path}: not a CSV file: line {line} is not UTF-8 text")
-        if len(set(names)) != len(names):
-            raise InvalidTraceError(f"{path}, line {line}: two columns have the same name: {', '.join(names)[:200]}")
-        return names
-    raise InvalidTraceError(f"{path}: the file is empty")
 
 
 def refuse_other_files(path: str | os.PathLike[str]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 BLOCK_BYTES = 1 << 22
-"""Text that is parsed at once; a row must be shorter."""
+"""Text that is parsed at once; a row must be shorter, so a longer line belongs to another kind of file."""
 
 _PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar")
 
@@ -84,10 +84,10 @@ def csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
     Raises
     ------
     InvalidTraceError
-        If it is no CSV file.
+        If it is no CSV file, or a line is too long.
     """
     with text_stream(path) as stream:
-        reader = csv.reader(stream)
+        reader = csv.reader(_short_lines(path, stream))
         begin = 1
         try:
             for row in reader:
@@ -96,6 +96,18 @@ def csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
                 begin = reader.line_num + 1
         except csv.Error as error:
             raise InvalidTraceError(f"{path}, line {begin}: not a CSV file: {error}") from None
+
+
+def _short_lines(path: str | os.PathLike[str], stream: io.TextIOBase) -> Iterator[str]:
+    # a file without line breaks, packed into a few bytes, could fill the memory
+    limit = BLOCK_BYTES
+    for number in itertools.count(1):
+        line = stream.readline(limit)
+        if len(line) == limit:
+            raise InvalidTraceError(f"{path}, line {number}: not a CSV file: no line break for {limit} characters")
+        if not line:
+            return
+        yield line
 
 
 def place_of_row(path: str | os.PathLike[str], row: int) -> str:
@@ -150,8 +162,17 @@ def text_batches(path: str | os.PathLike[str], width: int, positions: Sequence[i
             for batch in batches:
                 yield [batch.column(f"f{position}") for position in positions]
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            # a missing column means that the first row is narrower than it was said to be
-            raise InvalidTraceError(_explained(path, width, str(error))) from None
+            only = _only_row(path, width)
+            if only is None:
+                # a missing column means that the first row is narrower than it was said to be
+                raise InvalidTraceError(_explained(path, width, str(error))) from None
+            yield [pa.array([only[position]], pa.string()) for position in positions]
+
+
+def _only_row(path: str | os.PathLike[str], width: int) -> list[str] | None:
+    """Return the only row of a file, which Arrow does not take without a line break; None if there is none or more."""
+    rows = [row for _, row in itertools.islice(csv_rows(path), 2)]
+    return rows[0] if len(rows) == 1 and len(rows[0]) == width and all(map(is_utf8, rows[0])) else None
 
 
 def _explained(path: str | os.PathLike[str], width: int, problem: str) -> str:

@@ -200,7 +200,7 @@ MANY = "arrived_at,num_prefill_tokens,num_decode_tokens\n" + "".join(f"{i / 1e6}
         (AZURE_2023.replace("2023-11-16 18:17:04.0319600", "1700158624"), "line 3, column TIMESTAMP: not a date.*ISO"),
         (AZURE_2023.encode() + b"2023-11-16 18:19:00,\xff,1", "line 6 is not UTF-8"),
         (BURSTGPT.replace("45,GPT-4", "-45,GPT-4"), "line 3, column Timestamp: negative; a trace counts from 0: '-45'"),
-        (BURSTGPT.replace("45,GPT-4", "45,"), "line 3, column Model: no model name: an empty cell"),
+        (BURSTGPT.replace("45,GPT-4", "45,"), "line 3, column Model: no name: an empty cell"),
         (BURSTGPT.replace("45,GPT", "NaN,GPT"), "line 3, column Timestamp: not a finite number: 'NaN'"),
         (VIDUR.replace("4.314579", "inf"), "line 3, column arrived_at: not a finite number: 'inf'"),
         (VIDUR.replace("4.314579", "1700158624"), 'line 3.*looks like Unix time in s: .*unit="unix_s"'),
