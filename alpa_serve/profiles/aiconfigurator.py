@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -81,16 +82,40 @@ def _package(module: str = "") -> Any:
         ) from None
 
 
+class _Quieting:
+    """The package's logger, quiet as long as any thread asks for it."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("aiconfigurator_core")
+        self._lock = threading.Lock()
+        self._askers = 0
+        self._level = logging.NOTSET
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._askers:
+                self._level = self._logger.level
+                self._logger.setLevel(logging.CRITICAL)
+            self._askers += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._askers -= 1
+            if not self._askers:
+                self._logger.setLevel(self._level)
+
+
+_quieting = _Quieting()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the package's remarks on single tables; what goes wrong comes as an error."""
-    logger = logging.getLogger("aiconfigurator_core")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    _quieting.enter()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        _quieting.leave()
 
 
 @cache
@@ -173,8 +198,8 @@ def load(
     UnknownNameError
         Listing the models, systems, backends, versions or number types that there are.
     InvalidProfileError
-        If the package cannot time the model on any of the configs, or on one that was named; with the reasons. If the
-        config.json of a folder is no JSON; with line and column.
+        If a config is malformed; if the package cannot time the model on any, or on one that was named; with the
+        reasons; if the config.json of a folder is no JSON; with line and column.
 
     Notes
     -----
@@ -200,6 +225,9 @@ def load(
     if not sizes:
         raise InvalidConfigError("batch_sizes must name at least one batch size")
     asked = DEFAULT_CONFIGS if configs is None else [check_parallel_config(config, "configs") for config in configs]
+    for config in asked:
+        if config.dp != 1:
+            raise InvalidProfileError(f"configs: the data-parallel degree dp must be 1, got {tuple(config)}")
     result = ProfilingResult(
         str(model),
         source=f"aiconfigurator-core {importlib.metadata.version('aiconfigurator-core')}, {backend} {shape.version}",
@@ -275,8 +303,6 @@ def _add(
     output_tokens: int,
 ) -> str:
     """Add a config at all batch sizes, or nothing if there is one that cannot be timed; return the weights' type."""
-    if config.dp != 1:
-        raise InvalidConfigError("the data-parallel degree dp must be 1")
     dtype, num_layers = _model_facts(shape, config)
     if config.pp > num_layers:
         raise InvalidConfigError(f"{num_layers} layers do not fill {config.pp} stages")

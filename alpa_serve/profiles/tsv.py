@@ -116,7 +116,7 @@ def _read(
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidProfileError(f"{path}: not a text file: {error}") from None
     for number, line in enumerate(text.split("\n"), start=1):

@@ -127,8 +127,8 @@ def test_what_seems_to_fall_is_raised_to_the_running_maximum(monkeypatch):
     from aiconfigurator_core import sdk
 
     monkeypatch.setattr(sdk.EngineHandle, "compile", lambda *arguments, **keywords: Handle)
-    profile = load("Qwen/Qwen3-8B", system="h100_sxm", batch_sizes=[4, 1, 2], configs=[(1, 1, 2)], output_tokens=11)
     monkeypatch.setattr(aiconfigurator, "_handles", {})
+    profile = load("Qwen/Qwen3-8B", system="h100_sxm", batch_sizes=[4, 1, 2], configs=[(1, 1, 2)], output_tokens=11)
     firsts = [profile.prefill_decode((1, 1, 2), batch_size).first_token_s(512) for batch_size in (1, 2, 4)]
     decodes = [profile.prefill_decode((1, 1, 2), batch_size).decode_s_per_token for batch_size in (1, 2, 4)]
     assert firsts == pytest.approx([0.1, 0.1, 0.1])
@@ -317,3 +317,15 @@ def test_eight_models_of_three_families_are_placed_on_sixteen_devices(conversati
     placement.verify(models, cluster)
     assert set().union(*placement.group_models) == set(range(8))
     assert attained < PlacementEvaluator(models, cluster, conversation, rules=rules).evaluate(placement).goodput < 1
+
+
+def test_the_package_is_quiet_until_the_last_of_several_threads_is_done():
+    logger = logging.getLogger("aiconfigurator_core")
+    before = logger.level
+    one, other = aiconfigurator._quiet(), aiconfigurator._quiet()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert logger.level == logging.CRITICAL
+    other.__exit__(None, None, None)
+    assert logger.level == before

@@ -181,3 +181,9 @@ def test_a_bad_line_leaves_the_database_as_it_was(written):
     with pytest.raises(InvalidProfileError, match="line 2"):
         database.update_from_csv(written(MANUAL, {**MANUAL, "BS": "x"}))
     assert database.results == {"bert": ProfilingResult("bert")}
+
+
+def test_a_byte_order_mark_before_the_header_is_no_part_of_it(written):
+    path = written(MANUAL, header=True)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [row.model_name for row in read_manual(path)] == ["bert"]
