@@ -7,10 +7,12 @@ it needs neither a GPU nor the network.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import json
 import logging
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,9 @@ _QUANT_MODES = {
     "kvcache_quant_mode": "KVCacheQuantMode",
     "fmha_quant_mode": "FMHAQuantMode",
 }
+_MODEL_FILES = ("config.json", "hf_quant_config.json")
+"""What the package reads of a model's folder."""
+
 # the memory estimate is asked for its parts alone, so there must be room for any model
 _AMPLE_MEMORY = 2**44
 _MS = 1e-3
@@ -257,6 +262,8 @@ def load(
 
 def _check_model(model: str | os.PathLike[str]) -> str:
     """Return how the package is told the model; one that it would look for in the network is refused."""
+    if model in model_names():
+        return str(model)
     path = Path(model) / "config.json"
     if path.is_file():
         try:
@@ -265,13 +272,33 @@ def _check_model(model: str | os.PathLike[str]) -> str:
             raise InvalidProfileError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from None
         except UnicodeDecodeError as error:
             raise InvalidProfileError(f"{path}: not a text file: {error}") from None
-        return str(model)
+        return str(_snapshot(path.parent))
     if Path(model).is_dir():
         raise InvalidConfigError(f"folder {model}: there is no config.json in it, which tells what the model is")
     try:
         return check_known(model, model_names(), "model of aiconfigurator")
     except UnknownNameError as error:
         raise UnknownNameError(f"{error}; or give a folder with the model's config.json") from None
+
+
+@cache
+def _snapshots() -> tempfile.TemporaryDirectory[str]:
+    """Return the folder of the snapshots, which goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="alpa_serve-")
+
+
+def _snapshot(folder: Path) -> Path:
+    """Return a copy of what describes a model, in a folder named by its content.
+
+    The package remembers models by their path, and would go on with a config.json that has changed since.
+    """
+    contents = {name: (folder / name).read_bytes() for name in _MODEL_FILES if (folder / name).is_file()}
+    digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
+    copy = Path(_snapshots().name) / digest
+    copy.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (copy / name).write_bytes(content)
+    return copy
 
 
 def _check_system(system: str, backend: str, version: str) -> tuple[str, str, str]:

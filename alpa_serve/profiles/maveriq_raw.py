@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError
 from alpa_serve.profiles import maveriq
 from alpa_serve.profiles.csv_rows import CsvRow, read_rows
-from alpa_serve.profiles.result import ParallelConfig, PrefillDecode, ProfilingResult
+from alpa_serve.profiles.result import LARGEST_DEVICE, ParallelConfig, PrefillDecode, ProfilingResult
 from alpa_serve.util import GB
 from alpa_serve.validation import check_int, check_known
 
@@ -44,6 +44,13 @@ COLUMNS = (
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _EVEN = ("", "none", "nan", "-")
 _LAYERS = re.compile(r"[0-9]+(\s*[,;\s-]\s*[0-9]+)*")
+
+
+_MEMORY_NOISE = 0.01
+"""Share by which the memory after a run may seem less than before it."""
+
+_LARGEST_GIB = LARGEST_DEVICE / GB
+"""GiB on a device above which the unit is wrong."""
 
 
 class _Case(NamedTuple):
@@ -198,6 +205,17 @@ def _run(row: CsvRow) -> _Run:
     for column, figure in (("Latency", run.latency_s), ("Memory-After-Run", run.memory_gib)):
         if not figure:
             raise InvalidProfileError(f"{row.column(column)}: must be > 0")
+    loaded_gib = row.real("Memory-Pre-Run")
+    if run.memory_gib < loaded_gib * (1 - _MEMORY_NOISE):
+        raise InvalidProfileError(
+            f"{row.column('Memory-After-Run')}: {run.memory_gib:g} GiB is less than the {loaded_gib:g} GiB of "
+            "Memory-Pre-Run, which it includes"
+        )
+    if run.memory_gib > _LARGEST_GIB * row.whole("TP") * row.whole("PP"):
+        raise InvalidProfileError(
+            f"{row.column('Memory-After-Run')}: {run.memory_gib:g} GiB are more than the devices of any such config "
+            "have; is it in MiB?"
+        )
     return run
 
 

@@ -9,7 +9,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError
-from alpa_serve.profiles.result import LatencyMemData, ParallelConfig, ProfilingResult, check_parallel_config
+from alpa_serve.profiles.result import (
+    LARGEST_DEVICE,
+    LatencyMemData,
+    ParallelConfig,
+    ProfilingResult,
+    check_parallel_config,
+)
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
@@ -146,6 +152,13 @@ def _of_config(config: ParallelConfig, data: LatencyMemData) -> Iterator[Finding
         yield Finding("warning", config, None, f"batch size 1, which searches go by, is not profiled; {there} are")
     if weights < SMALLEST_WEIGHTS:
         yield Finding("warning", config, None, f"weights of {weights:g} bytes in all: are they given in GiB or MiB?")
+    if max(data.weight_mem) > LARGEST_DEVICE:
+        yield Finding(
+            "warning",
+            config,
+            None,
+            f"weights of {max(data.weight_mem):.3g} bytes are more than any device has: is the unit another?",
+        )
     for batch_size, latency in sorted(data.latency.items()):
         speed = weights / sum(latency)
         if weights >= SMALLEST_WEIGHTS and speed * batch_size < SLOWEST_BYTES_PER_S:

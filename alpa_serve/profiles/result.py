@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 UNITS = {"latency": "s", "memory": "bytes", "kv_bytes_per_token": "bytes/token"}
 """Units of every figure in a profile, whatever its source measured in."""
 
+LARGEST_DEVICE = 2.0**40
+"""Bytes of memory that no device has; more is taken to be in another unit."""
+
 ORIGIN_FIELDS = ("source", "hardware", "dtype")
 """What a :class:`ProfilingResult` knows of where its figures come from."""
 

@@ -329,3 +329,20 @@ def test_the_package_is_quiet_until_the_last_of_several_threads_is_done():
     assert logger.level == logging.CRITICAL
     other.__exit__(None, None, None)
     assert logger.level == before
+
+
+def test_a_config_json_that_changes_is_read_again(tmp_path):
+    def weights(num_layers):
+        (tmp_path / "config.json").write_text(json.dumps({**QWEN_8B, "num_hidden_layers": num_layers}))
+        profile = load(tmp_path, system="h100_sxm", batch_sizes=[1], configs=[(1, 1, 1)])
+        return profile.weight_bytes((1, 1, 1))
+
+    full, half = weights(36), weights(18)
+    assert half < 0.6 * full
+    assert weights(36) == full
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_known_model(tmp_path, monkeypatch):
+    (tmp_path / "Qwen" / "Qwen3-8B").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert load("Qwen/Qwen3-8B", system="h100_sxm", batch_sizes=[1], configs=[(1, 1, 1)]).para_dict

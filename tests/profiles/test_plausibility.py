@@ -121,6 +121,7 @@ def test_what_no_simulation_can_use_is_an_error(result, config, batch_size, mess
         (single(latency=300), (1, 1, 1), 1, "is it in milliseconds?"),
         (single(latency=1e-5), (1, 1, 1), 1, "is too short to read"),
         (single(weights=16), (1, 1, 1), None, "are they given in GiB or MiB?"),
+        (single(weights=2e12), (1, 1, 1), None, "more than any device has"),
         (single(weights=0), (1, 1, 1), None, "weights of 0 bytes"),
     ],
 )
