@@ -139,3 +139,7 @@ def _text(options: argparse.Namespace) -> str:
         "seconds command arguments",
     ]
     return format_commands(commands, options.format, comments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

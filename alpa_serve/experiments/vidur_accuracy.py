@@ -141,3 +141,7 @@ def _compare(options: argparse.Namespace) -> str:
         except OSError as error:
             raise InvalidConfigError(f"--output: {options.output} cannot be written: {error}") from None
     return comparison.summary() + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -30,10 +30,10 @@ import csv
 import io
 import math
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from alpa_serve.errors import InvalidProfileError
+from alpa_serve.files import replacing
 from alpa_serve.profiles.csv_rows import CsvRow, read_rows
 from alpa_serve.profiles.result import ORIGIN_FIELDS, ParallelConfig, PrefillDecode, ProfilingResult
 
@@ -91,13 +91,15 @@ def write_csv(results: ProfilingResult | Iterable[ProfilingResult], path: str | 
     ----------
     results : ProfilingResult or iterable of them
     path : path-like
-        Replaced if it exists.
+        Replaced in one step if it exists.
 
     Raises
     ------
     InvalidProfileError
         If there is nothing to write, or something that would not come back: malformed figures, two profiles of the same
         model, source, hardware and dtype, text that begins or ends with blanks. The file is then not touched.
+    OSError
+        Naming the file, which is then as it was.
     """
     listed = [results] if isinstance(results, ProfilingResult) else list(results)
     owners = [_owner_of(result) for result in listed]
@@ -111,7 +113,8 @@ def write_csv(results: ProfilingResult | Iterable[ProfilingResult], path: str | 
     writer.writerow(COLUMNS)
     for result, owner in zip(listed, owners, strict=True):
         writer.writerows(_rows_of(result, owner))
-    Path(path).write_text(text.getvalue(), encoding="utf-8", newline="")
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def _owner_of(result: ProfilingResult) -> _Owner:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from alpa_serve.files import replacing
 from alpa_serve.profiles import tsv
 from alpa_serve.profiles.pickles import read_profiles
 from alpa_serve.profiles.result import ProfilingResult
+
+if TYPE_CHECKING:
+    import os
 
 
 class ProfilingDatabase:
@@ -70,14 +74,12 @@ class ProfilingDatabase:
             row.add_to(self.results.setdefault(row.model_name, ProfilingResult(row.model_name)))
 
     def materialize(self) -> None:
-        """Write all profiles to the file, replacing it in one step; a link stays one, and the file keeps its mode."""
-        path = Path(self.database_filename).resolve()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-        try:
-            with temporary.open("xb") as file:
-                pickle.dump(self.results, file)
-            if path.exists():
-                temporary.chmod(path.stat().st_mode)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write all profiles to the file, replacing it in one step; a link stays one, and the file keeps its mode.
+
+        Raises
+        ------
+        OSError
+            Naming the file, which is then as it was.
+        """
+        with replacing(self.database_filename) as file:
+            pickle.dump(self.results, file)

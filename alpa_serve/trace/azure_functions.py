@@ -11,6 +11,7 @@ SOSP 2021.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from alpa_serve.trace.function_table import (
     AZURE_V1,
     AZURE_V2,
     MAX_COUNT,
+    MAX_TIME_S,
     MINUTES_PER_DAY,
     TRACE_DAYS,
     TRACE_MINUTES,
@@ -46,11 +48,10 @@ _KEY_COLUMNS = {
     AZURE_V2: {"unique": ("app", "func"), "func": ("func",)},
 }
 
-MAX_END_S = (TRACE_DAYS + 1) * 86400.0
-"""Largest end_timestamp and duration of v2 in seconds; more is taken to be in another unit. A day to spare."""
+logger = logging.getLogger(__name__)
 
 _COUNT_HINT = f"whole, from 0 to {MAX_COUNT}"
-_SECONDS_HINT = f"from 0 to {MAX_END_S:.0f}"
+_SECONDS_HINT = f"from 0 to {MAX_TIME_S:.0f}"
 _MINUTES = [str(minute) for minute in range(1, MINUTES_PER_DAY + 1)]
 
 
@@ -74,7 +75,8 @@ def preprocess_azure_v1_trace(
         What names a function: "unique" is ``owner/app/function``; "func" the function's hash alone, as AlpaServe has
         it, which different apps may share.
     output : path-like, optional
-        The file to write; ``azure_v1.npz`` (or ``azure_v1_func.npz``) in the folder if left out.
+        The file to write; ``azure_v1.npz`` (or ``azure_v1_func.npz``) in the folder if left out. Fewer days than 14
+        are told from the whole trace by the name: ``azure_v1_3d.npz``.
 
     Returns
     -------
@@ -87,6 +89,8 @@ def preprocess_azure_v1_trace(
         Naming the files that are missing, or file, line and column of what cannot be read; nothing is then written.
     InvalidConfigError, UnknownNameError
         If `n_day` or `key` is out of range.
+    OSError
+        Naming the file that cannot be written.
 
     Notes
     -----
@@ -94,7 +98,7 @@ def preprocess_azure_v1_trace(
     with invocations are kept, in 10 bytes while reading and 6 in the result: for the whole public trace, of which a
     dense table would take 7 GB, that is some hundred million.
     """
-    return save_trace(read_azure_v1(dir, n_day, key=key), _output(AZURE_V1, dir, key, output))
+    return save_trace(read_azure_v1(dir, n_day, key=key), _output(AZURE_V1, dir, key, output, n_day))
 
 
 def preprocess_azure_v2_trace(
@@ -127,6 +131,8 @@ def preprocess_azure_v2_trace(
         Naming the file that is missing, or file, line and column of what cannot be read; nothing is then written.
     UnknownNameError
         If `key` is none of these.
+    OSError
+        Naming the file that cannot be written.
 
     Notes
     -----
@@ -139,7 +145,8 @@ def preprocess_azure_v2_trace(
 def open_trace(trace_name: str, trace_dir: str | os.PathLike[str], key: str) -> FunctionTable:
     """Load a trace from a file, or from a folder with its raw files or what was made of them.
 
-    In a folder, ``<trace_name>.npz`` is taken unless a raw file is newer; then it is made anew.
+    In a folder, ``<trace_name>.npz`` is taken unless a raw file is newer; then it is made anew. Where it cannot be
+    written, that is logged as a warning, and the raw files are read each time.
 
     Raises
     ------
@@ -151,7 +158,10 @@ def open_trace(trace_name: str, trace_dir: str | os.PathLike[str], key: str) -> 
     check_known(key, KEYS, "key of functions")
     path = Path(trace_dir)
     if path.is_dir():
-        path = _made_in(trace_name, path, key)
+        made = _made_in(trace_name, path, key)
+        if isinstance(made, FunctionTable):
+            return made
+        path = made
     table = load_trace(path)
     if (table.counts is not None) != (trace_name == AZURE_V1):
         found = AZURE_V2 if table.counts is None else AZURE_V1
@@ -159,15 +169,22 @@ def open_trace(trace_name: str, trace_dir: str | os.PathLike[str], key: str) -> 
     return table
 
 
-def _made_in(trace_name: str, folder: Path, key: str) -> Path:
+def _made_in(trace_name: str, folder: Path, key: str) -> FunctionTable | Path:
+    """Return what the raw files of a folder hold, or the file that has it already."""
     cache = _output(trace_name, folder, key, None)
     names = [V1_FILE.format(day=day) for day in range(1, TRACE_DAYS + 1)] if trace_name == AZURE_V1 else [V2_FILE]
     raw = [path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
     if cache.is_file() and all(path.stat().st_mtime_ns <= cache.stat().st_mtime_ns for path in raw):
         return cache
     if raw:
-        preprocess = preprocess_azure_v1_trace if trace_name == AZURE_V1 else preprocess_azure_v2_trace
-        return preprocess(folder, key=key)
+        table = (read_azure_v1 if trace_name == AZURE_V1 else read_azure_v2)(folder, key=key)
+        try:
+            save_trace(table, cache)
+        except OSError as error:
+            logger.warning(
+                "%s is read from its raw files each time, since %s cannot be written: %s", folder, cache, error
+            )
+        return table
     pickled = folder / f"{trace_name}.pkl"
     if pickled.is_file():
         return pickled
@@ -175,11 +192,16 @@ def _made_in(trace_name: str, folder: Path, key: str) -> Path:
 
 
 def _output(
-    trace_name: str, trace_dir: str | os.PathLike[str], key: str, output: str | os.PathLike[str] | None
+    trace_name: str,
+    trace_dir: str | os.PathLike[str],
+    key: str,
+    output: str | os.PathLike[str] | None,
+    n_day: int = TRACE_DAYS,
 ) -> Path:
     if output is not None:
         return Path(output)
-    return Path(trace_dir) / (f"{trace_name}.npz" if key == "unique" else f"{trace_name}_{key}.npz")
+    parts = [trace_name, *([key] if key != "unique" else []), *([f"{n_day}d"] if n_day != TRACE_DAYS else [])]
+    return Path(trace_dir) / f"{'_'.join(parts)}.npz"
 
 
 def _raw_files(folder: Path, names: list[str]) -> list[Path]:
@@ -277,6 +299,6 @@ def read_azure_v2(trace_dir: str | os.PathLike[str], *, key: str = "unique") -> 
 
 def _seconds(texts: dict[str, Any], column: str) -> NDArray[np.float64]:
     seconds = numbers(texts[column], column)
-    valid = (seconds >= 0) & (seconds <= MAX_END_S)
+    valid = (seconds >= 0) & (seconds <= MAX_TIME_S)
     check_cells(valid, texts[column], column, "no seconds within the trace", _SECONDS_HINT)
     return seconds

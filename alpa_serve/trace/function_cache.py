@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
+from alpa_serve.files import replacing
 from alpa_serve.trace.function_pickle import read_pickle
 from alpa_serve.trace.function_table import TRACE_MINUTES, FunctionTable
+
+if TYPE_CHECKING:
+    import os
 
 FORMAT = "alpa_serve function trace 1"
 _ARRAYS = {"format": "u1", "names": "u1", "num_minutes": "i8", "offsets": "i8"}
@@ -54,9 +57,12 @@ def save_trace(table: FunctionTable, path: str | os.PathLike[str]) -> Path:
     -------
     Path
         Of the file: `path`, exactly as given.
+
+    Raises
+    ------
+    OSError
+        Naming the file, which is then as it was.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
     arrays: dict[str, Any] = {
         "format": _bytes(FORMAT),
         "names": _bytes(json.dumps(table.names)),
@@ -66,13 +72,9 @@ def save_trace(table: FunctionTable, path: str | os.PathLike[str]) -> Path:
     }
     if table.counts is not None:
         arrays["counts"] = table.counts
-    try:
-        with temporary.open("xb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    with replacing(path) as file:
+        np.savez(file, **arrays)
+    return Path(path)
 
 
 def _bytes(text: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

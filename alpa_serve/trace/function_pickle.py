@@ -10,16 +10,13 @@ import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.safe_pickle import NumberArray, SafeUnpickler
-from alpa_serve.trace.function_table import MAX_COUNT, MINUTES_PER_DAY, TRACE_MINUTES, FunctionTable
+from alpa_serve.trace.function_table import MAX_COUNT, MAX_TIME_S, MINUTES_PER_DAY, TRACE_MINUTES, FunctionTable
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
     from numpy.typing import NDArray
-
-MAX_SECONDS = (TRACE_MINUTES + MINUTES_PER_DAY) * 60.0
-"""A time that is further from the start of the trace, in seconds, is taken to be in another unit."""
 
 _FORGOTTEN_BYTES = 4096
 
@@ -130,10 +127,11 @@ def _seconds(name: str, value: Any) -> NDArray[np.float64]:
         value = np.empty(0)
     else:
         raise InvalidTraceError(f"function {name!r} has no array of seconds (float) or of counts per minute (int)")
-    wrong = ~(np.abs(value) <= MAX_SECONDS)
+    wrong = ~(np.abs(value) <= MAX_TIME_S)
     if wrong.any():
         at = int(np.argmax(wrong))
         raise InvalidTraceError(
-            f"function {name!r}, invocation {at}: expected seconds up to {MAX_SECONDS:.0f} (15 days), found {value[at]}"
+            f"function {name!r}, invocation {at}: expected seconds up to {MAX_TIME_S:.0f} "
+            f"({MAX_TIME_S / 86400:g} days), found {value[at]}"
         )
     return np.asarray(value, dtype=np.float64)

@@ -19,6 +19,9 @@ TRACE_MINUTES = TRACE_DAYS * MINUTES_PER_DAY
 AZURE_V1, AZURE_V2 = TRACE_NAMES = ("azure_v1", "azure_v2")
 """The public traces: invocations per minute of 2019, and the time of each invocation of 2021."""
 
+MAX_TIME_S = (TRACE_MINUTES + MINUTES_PER_DAY) * 60.0
+"""A time that is further from the start of the trace, in seconds, is taken to be in another unit. A day to spare."""
+
 MAX_COUNT = 2**31 - 1
 """Most invocations of a function within a minute."""
 

@@ -91,8 +91,8 @@ class Trace:
         )
         if not start < end <= self.trace.num_minutes:
             raise InvalidConfigError(
-                f"the slice from {start_time} to {end_time} must lie within the {self.trace.num_minutes / 1440:g} days "
-                f"of the trace and end after it starts"
+                f"the slice from {start_time} to {end_time} must lie within the "
+                f"{self.trace.num_minutes / MINUTES_PER_DAY:g} days of the trace and end after it starts"
             )
         return start, end
 
@@ -117,8 +117,28 @@ class Trace:
         """
         return self.trace.window(*self._minutes(start_time, end_time))
 
-    def minute_counts(self, start_time: str = "0.0.0", end_time: str = "13.23.60") -> NDArray[np.int64]:
-        """Return the invocations of all functions per minute of the slice, shape (minutes,)."""
+    def minute_counts(self, start_time: str = "0.0.0", end_time: str | None = None) -> NDArray[np.int64]:
+        """Return the invocations of all functions per minute of the slice.
+
+        Parameters
+        ----------
+        start_time : str
+            "day.hour.minute" from the start of the trace.
+        end_time : str, optional
+            The same; the end of the trace if left out, however many days it has.
+
+        Returns
+        -------
+        ndarray of int64, shape (minutes,)
+
+        Raises
+        ------
+        InvalidConfigError
+            If the slice is empty or reaches beyond the trace.
+        """
+        if end_time is None:
+            days, minutes = divmod(self.trace.num_minutes, MINUTES_PER_DAY)
+            end_time = f"{days}.{minutes // 60}.{minutes % 60}"
         part = self.slice(start_time, end_time)
         counts: NDArray[np.int64] = part.binned(np.zeros(len(part), dtype=np.int64), 1, 1)[0]
         return counts
@@ -209,17 +229,17 @@ class Trace:
         """
         start, end = self._minutes(start_time, end_time)
         settings = ReplaySettings(
-            self.trace_name,
-            start_time,
-            end_time,
-            start * 60,
-            end * 60,
-            arrival_distribution,
-            interval_seconds,
-            rate_scale_factor,
-            cv_scale_factor,
-            time_scale_factor,
-            replication_factor,
+            trace_name=self.trace_name,
+            start_time=start_time,
+            end_time=end_time,
+            start_seconds=start * 60,
+            end_seconds=end * 60,
+            arrival_distribution=arrival_distribution,
+            interval_seconds=interval_seconds,
+            rate_scale_factor=rate_scale_factor,
+            cv_scale_factor=cv_scale_factor,
+            time_scale_factor=time_scale_factor,
+            replication_factor=replication_factor,
         )
         part = self.trace.window(start, end)
         model_of_function = _deal(models, len(part), model_mapping_strategy)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidTraceError
+from alpa_serve.files import replacing
 from alpa_serve.trace.time_window import whole_ns
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     from alpa_serve.trace.llm_trace import LLMTrace
@@ -60,17 +61,12 @@ def _table(trace: LLMTrace, path: str | os.PathLike[str], names: list[str]) -> I
 
     if not len(trace):
         raise InvalidTraceError(f"{trace.name}: no request to write to {path}")
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
+    compression = "gzip" if Path(path).suffix.lower() == ".gz" else None
     options = pa_csv.WriteOptions(include_header=False, quoting_style="none")
-    try:
-        with pa.output_stream(temporary, compression="gzip" if target.suffix.lower() == ".gz" else None) as stream:
-            stream.write((",".join(names) + "\n").encode())
+    with replacing(path) as file, pa.output_stream(file, compression=compression) as stream:
+        stream.write((",".join(names) + "\n").encode())
 
-            def write(columns: list[Any]) -> None:
-                pa_csv.write_csv(pa.table(columns, names=names), stream, options)
+        def write(columns: list[Any]) -> None:
+            pa_csv.write_csv(pa.table(columns, names=names), stream, options)
 
-            yield write
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,9 +41,9 @@ IntervalProcess = tuple[int, ArrivalProcess]
 """The number of an interval, from 0, and what draws its arrivals."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReplaySettings:
-    """The arguments of `Trace.replay`, checked.
+    """The arguments of `Trace.replay`, checked. The fields are those of the replay, by the same names.
 
     Raises
     ------
@@ -203,18 +203,4 @@ class ReplaySettings:
 
     def replay(self, model: str, arrivals: NDArray[np.float64]) -> TraceReplay:
         """Return the replay of a model."""
-        return TraceReplay(
-            model,
-            arrivals,
-            self.trace_name,
-            self.start_time,
-            self.end_time,
-            self.start_seconds,
-            self.end_seconds,
-            self.arrival_distribution,
-            self.interval_seconds,
-            self.rate_scale_factor,
-            self.cv_scale_factor,
-            self.time_scale_factor,
-            self.replication_factor,
-        )
+        return TraceReplay(model=model, arrivals=arrivals, **asdict(self))

@@ -1,7 +1,9 @@
 import csv
+import errno
 import math
 from contextlib import suppress
 from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -243,3 +245,18 @@ def test_malformed_figures_are_not_written(tmp_path):
     result.para_dict[1, 2, 3].latency[4] = [1.0]
     with pytest.raises(InvalidProfileError, match="must list 3 figures"):
         write_csv(result, tmp_path / "p.csv")
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one_and_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "p.csv"
+    write_csv(profile("old"), path)
+    before = path.read_bytes()
+
+    def fail(self, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/p\.csv'$"):
+        write_csv(profile("new"), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidConfigError, InvalidTraceError, UnknownNameError
 from alpa_serve.trace import Trace, load_trace, preprocess_azure_v1_trace, preprocess_azure_v2_trace
-from alpa_serve.trace.azure_functions import MAX_END_S, V1_FILE, V2_FILE
+from alpa_serve.trace.azure_functions import V1_FILE, V2_FILE
+from alpa_serve.trace.function_table import MAX_TIME_S, TRACE_DAYS, TRACE_MINUTES
 
 DAY1 = [("o1", "a1", "f1", {1: 5, 1440: 2}), ("o1", "a2", "f1", {3: 1}), ("o2", "a1", "idle", {})]
 DAY2 = [("o2", "a3", "f2", {1: 7}), ("o1", "a1", "f1", {1: 4, 2: 1})]
@@ -37,7 +38,7 @@ def nonzero(counts):
 def test_v1_days_are_joined_function_by_function(write_v1):
     folder = write_v1(DAY1, DAY2)
     path = preprocess_azure_v1_trace(folder, n_day=2)
-    assert path == folder / "azure_v1.npz"
+    assert path == folder / "azure_v1_2d.npz"
     table = load_trace(path)
     assert {name: nonzero(counts) for name, counts in table.items()} == {
         "o1/a1/f1": {0: 5, 1439: 2, 1440: 4, 1441: 1},
@@ -56,7 +57,7 @@ def test_v1_rows_of_one_name_are_added_up(write_v1):
     folder = write_v1(twice, DAY2)
     assert nonzero(load_trace(preprocess_azure_v1_trace(folder, 1))["o1/a1/f1"]) == {0: 8, 1: 1, 3: 1}
     by_function = preprocess_azure_v1_trace(write_v1(DAY1, DAY2), 2, key="func")
-    assert by_function.name == "azure_v1_func.npz"
+    assert by_function.name == "azure_v1_func_2d.npz"
     assert {name: nonzero(counts) for name, counts in load_trace(by_function).items()} == {
         "f1": {0: 5, 2: 1, 1439: 2, 1440: 4, 1441: 1},
         "idle": {},
@@ -270,7 +271,7 @@ def test_a_damaged_v2_file_gives_arrivals_in_range_or_a_clear_error(write_v2, da
     assert table.num_invocations() > 0
     for name, times in table.items():
         assert min(map(len, name.split("/"))) > 0
-        assert (np.abs(times) <= MAX_END_S).all()
+        assert (np.abs(times) <= MAX_TIME_S).all()
 
 
 def test_a_folder_is_preprocessed_on_first_use_and_again_when_a_raw_file_is_newer(write_v2):
@@ -287,6 +288,39 @@ def test_a_folder_is_preprocessed_on_first_use_and_again_when_a_raw_file_is_newe
     (folder / V2_FILE).unlink()
     assert len(Trace("azure_v2", folder).trace) == 4
     assert sorted(path.name for path in folder.iterdir()) == ["azure_v2.npz", "azure_v2_func.npz"]
+
+
+def test_a_few_days_are_not_taken_for_the_whole_trace(write_v1):
+    folder = write_v1(*[DAY1] * TRACE_DAYS)
+    part = preprocess_azure_v1_trace(folder, n_day=3)
+    assert Trace("azure_v1", part).trace.num_minutes == 3 * 1440
+    assert Trace("azure_v1", folder).trace.num_minutes == TRACE_MINUTES
+    whole = folder / "azure_v1.npz"
+    made = whole.stat().st_mtime_ns
+    assert load_trace(part).num_minutes == 3 * 1440
+    preprocess_azure_v1_trace(folder, n_day=1)
+    assert Trace("azure_v1", folder).trace.num_minutes == TRACE_MINUTES
+    assert whole.stat().st_mtime_ns == made
+    assert preprocess_azure_v1_trace(folder) == whole
+    assert sorted(path.name for path in folder.glob("*.npz")) == [
+        "azure_v1.npz",
+        "azure_v1_1d.npz",
+        "azure_v1_3d.npz",
+    ]
+
+
+def test_a_folder_where_nothing_can_be_written_is_read_all_the_same(write_v2, caplog):
+    folder = write_v2(SHORT)
+    # a folder in the place of the file: no user, root neither, can write it
+    (folder / "azure_v2.npz").mkdir()
+    trace = Trace("azure_v2", folder)
+    assert {name: times.tolist() for name, times in trace.trace.items()}["a1/f1"] == [3.25, 3.25, 100.0]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"{folder} is read from its raw files each time, since" in record.getMessage()
+    assert f"Is a directory: '{folder / 'azure_v2.npz'}'" in record.getMessage()
+    with pytest.raises(IsADirectoryError, match=r"'.*/azure_v2\.npz'$"):
+        preprocess_azure_v2_trace(folder)
 
 
 def test_the_wrong_trace_or_none_is_refused(write_v2, write_v1, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -106,3 +107,12 @@ def test_a_damaged_byte_is_refused_or_changes_nothing(tmp_path, data):
     assert {name: values.tolist() for name, values in loaded.items()} == {
         name: values.tolist() for name, values in COUNTS.items()
     }
+
+
+def test_threads_may_save_one_path_at_once(tmp_path):
+    path = tmp_path / "trace.npz"
+    with ThreadPoolExecutor(4) as pool:
+        for saved in [pool.submit(save_trace, COUNTS, path) for _ in range(40)]:
+            assert saved.result() == path
+    assert list(load_trace(path)) == list(COUNTS)
+    assert list(tmp_path.iterdir()) == [path]

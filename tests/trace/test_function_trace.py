@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError, UnknownNameError
-from alpa_serve.simulator.workload import GammaProcess, ParetoProcess, PoissonProcess
+from alpa_serve.simulator.workload import GammaProcess, ParetoProcess, PoissonProcess, WorkloadFromTrace
 from alpa_serve.trace import Trace, TraceReplay, report_group_stats
 
 NUM_GOLDEN = 28
@@ -251,6 +251,11 @@ def test_a_trace_of_fewer_days_has_no_slice_beyond_them(trace_of):
     with pytest.raises(InvalidConfigError, match="must lie within the 2 days"):
         trace.slice()
     assert trace.minute_counts("1.23.0", "1.24.0").tolist() == [1] * 60
+    assert trace.minute_counts().tolist() == [1] * 2880
+    assert trace.minute_counts("1.23.0").tolist() == [1] * 60
+    assert WorkloadFromTrace(1.0, trace).minute_counts.tolist() == [1] * 2880
+    with pytest.raises(InvalidConfigError, match=r"from 2\.0\.0 to 2\.0\.0 must lie within the 2 days"):
+        trace.minute_counts("2.0.0")
 
 
 def test_what_a_trace_and_a_group_of_replays_hold_is_returned_and_logged_not_printed(trace_of, caplog, capsys):

@@ -90,6 +90,19 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("trace.csv", "old")]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_a_trace_is_written_through_a_link_and_an_error_names_its_file(tmp_path, suffix):
+    real, link = tmp_path / f"real{suffix}", tmp_path / f"link{suffix}"
+    link.symlink_to(real)
+    trace = LLMTrace([0.5], input_tokens=[1], output_tokens=[2])
+    trace.write_vidur(link)
+    assert link.is_symlink()
+    assert columns_of(load_llm_trace(real))[2:] == columns_of(trace)[2:]
+    absent = tmp_path / "absent" / link.name
+    with pytest.raises(FileNotFoundError, match=f"'{absent}'$"):
+        trace.write_vidur(absent)
+
+
 @given(
     gaps=st.lists(st.integers(0, 3), min_size=1, max_size=40),
     factor=st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.7]),
