@@ -157,6 +157,8 @@ def open_trace(trace_name: str, trace_dir: str | os.PathLike[str], key: str) -> 
     """
     check_known(key, KEYS, "key of functions")
     path = Path(trace_dir)
+    if path.is_file() and path.name.removesuffix(".gz") == V2_FILE:
+        path = path.parent
     if path.is_dir():
         made = _made_in(trace_name, path, key)
         if isinstance(made, FunctionTable):
@@ -175,7 +177,12 @@ def _made_in(trace_name: str, folder: Path, key: str) -> FunctionTable | Path:
     names = [V1_FILE.format(day=day) for day in range(1, TRACE_DAYS + 1)] if trace_name == AZURE_V1 else [V2_FILE]
     raw = [path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
     if cache.is_file() and all(path.stat().st_mtime_ns <= cache.stat().st_mtime_ns for path in raw):
-        return cache
+        if not raw:
+            return cache
+        try:
+            return load_trace(cache)
+        except InvalidTraceError as error:
+            logger.warning("%s; it is made anew from the raw files", error)
     if raw:
         table = (read_azure_v1 if trace_name == AZURE_V1 else read_azure_v2)(folder, key=key)
         try:

@@ -77,7 +77,11 @@ def read_pickle(path: Path) -> FunctionTable:
         raise InvalidTraceError(f"{path}: {error}") from None
     except Exception as error:
         # a damaged or crafted pickle can make the machinery fail in any way
-        raise InvalidTraceError(f"{path}: not a file of function traces: {error}") from error
+        reason = "it ends too early" if isinstance(error, EOFError) else f"{error}"
+        raise InvalidTraceError(
+            f"{path}: not a file of function traces, a pickle or an .npz: {reason}; of raw public files, give the "
+            "folder"
+        ) from error
 
 
 def _table(loaded: Any) -> FunctionTable:

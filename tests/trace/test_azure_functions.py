@@ -339,3 +339,27 @@ def test_the_wrong_trace_or_none_is_refused(write_v2, write_v1, tmp_path):
             call(tmp_path, key="app")
     with pytest.raises(UnknownNameError, match="unknown key"):
         Trace("azure_v2", path, key="app")
+
+
+V2_CONTENT = "app,func,end_timestamp,duration\na,f,2.5,0.5\nb,f,9,1\n"
+
+
+def test_a_damaged_cache_is_made_anew_from_the_raw_file(write_v2, caplog):
+    folder = write_v2(V2_CONTENT)
+    whole = Trace("azure_v2", folder).trace
+    cache = folder / "azure_v2.npz"
+    content = cache.read_bytes()
+    cache.write_bytes(content[: len(content) // 2])
+    again = Trace("azure_v2", folder).trace
+    for table in (whole, again):
+        assert [times.tolist() for times in table.values()] == [[2.0], [8.0]]
+    assert "made anew from the raw files" in caplog.text
+    assert cache.read_bytes()[:4] == content[:4]
+    cache.write_bytes(content[: len(content) // 2])
+    (folder / V2_FILE).unlink()
+    with pytest.raises(InvalidTraceError, match=r"azure_v2\.npz: the file is damaged"):
+        Trace("azure_v2", folder)
+
+
+def test_the_raw_file_itself_may_be_named_instead_of_its_folder(write_v2):
+    assert Trace("azure_v2", write_v2(V2_CONTENT) / V2_FILE).function_names == ["a/f", "b/f"]
