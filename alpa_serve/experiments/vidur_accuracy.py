@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from alpa_serve.errors import AlpaServeError, InvalidConfigError
 from alpa_serve.experiments.maveriq import RULES, model_datas, model_list
 from alpa_serve.experiments.placement_source import add_placement_flags, experiment_of, placement_of
+from alpa_serve.experiments.trace_steps import step_process
 from alpa_serve.experiments.vidur_comparison import compare
 from alpa_serve.experiments.vidur_export import LATENCIES, OURS_FILE, vidur_name, vidur_runs, write_vidur_run
 from alpa_serve.export.vidur_run import NETWORKS
-from alpa_serve.simulator.trace_workload import PROMPT_CHARACTERS, TOKEN_SOURCES, WorkloadFromTrace
-from alpa_serve.trace.llm import load_llm_trace
+from alpa_serve.simulator.trace_workload import PROMPT_CHARACTERS, TOKEN_SOURCES
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None, default_configs: Path = Path("alpase
 
 def _export_flags(parser: argparse.ArgumentParser, default_configs: Path) -> None:
     add_placement_flags(parser, default_configs)
-    parser.add_argument("--trace", default="conversation", help="code, conversation, or a CSV file")
+    parser.add_argument("--trace", default="conversation", help="code, conversation, poisson, or the file of a trace")
     parser.add_argument("--group", type=int, default=0, help="number of the group, from 0 (default: %(default)s)")
     parser.add_argument("--rules", choices=RULES, default="maveriq", help="how the simulated cluster serves")
     parser.add_argument(
@@ -91,7 +91,7 @@ def _export(options: argparse.Namespace) -> str:
     prompt_tokens = check_int(options.prompt_tokens, "prompt_tokens", minimum=1)
     names = _given_names(options.vidur_model)
     models = [{**model, "input_length": prompt_tokens} for model in model_list(experiment.model_set)]
-    trace = WorkloadFromTrace(experiment.scale_rate, load_llm_trace(experiment.trace))
+    trace = step_process(experiment.trace, experiment.scale_rate)
     workload = trace.generate_workload(models, slo=experiment.slo_scale, tokens=options.tokens)
     rules = RULES[options.rules]
     # requests go to the models that they name, as on the hardware, whichever naming chose the placement
