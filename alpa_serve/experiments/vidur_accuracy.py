@@ -12,7 +12,7 @@ from alpa_serve.experiments.maveriq import RULES, model_datas, model_list
 from alpa_serve.experiments.placement_source import add_placement_flags, experiment_of, placement_of
 from alpa_serve.experiments.trace_steps import step_process
 from alpa_serve.experiments.vidur_comparison import compare
-from alpa_serve.experiments.vidur_export import LATENCIES, OURS_FILE, vidur_name, vidur_runs, write_vidur_run
+from alpa_serve.experiments.vidur_export import LATENCIES, OURS_FILE, vidur_files, vidur_name, vidur_runs
 from alpa_serve.export.vidur_run import NETWORKS
 from alpa_serve.simulator.trace_workload import PROMPT_CHARACTERS, TOKEN_SOURCES
 from alpa_serve.validation import check_int
@@ -96,7 +96,7 @@ def _export(options: argparse.Namespace) -> str:
     rules = RULES[options.rules]
     # requests go to the models that they name, as on the hardware, whichever naming chose the placement
     datas = model_datas(models, experiment.slo_scale, workload, rules=rules)
-    lines = []
+    lines, files = [], {}
     for run in vidur_runs(placement, datas, workload, rules, options.group):
         (model,) = (model for model in models if f"m{model['id']}" == run.model_name)
         folder = options.output / f"group{run.group_id}_{run.model_name}"
@@ -110,9 +110,8 @@ def _export(options: argparse.Namespace) -> str:
         if not len(run):
             lines.append(f"{folder}: left out, no request for {run.model_name} was served there")
             continue
-        write_vidur_run(
+        files[folder] = vidur_files(
             run,
-            folder,
             model["name"],
             vidur_name(model["name"], names),
             device=options.device,
@@ -120,6 +119,9 @@ def _export(options: argparse.Namespace) -> str:
             comments=[title, *notes],
         )
         lines.append(f"{folder}: {len(run)} requests for {run.model_name} {model['name']}")
+    # all or none, as far as it depends on the requests
+    for folder, contents in files.items():
+        contents.write(folder)
     return "".join(f"{line}\n" for line in lines)
 
 
