@@ -80,8 +80,14 @@ def first_line(path: str | os.PathLike[str], limit: int = 1 << 20) -> tuple[int,
     return number, line
 
 
-def csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: str | os.PathLike[str], *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which it begins, cells) of every row that is not blank.
+
+    Parameters
+    ----------
+    path : str or path-like
+    strict : bool
+        Refuse a quote that does not end, or ends before its cell does.
 
     Raises
     ------
@@ -89,7 +95,7 @@ def csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
         If it is no CSV file, or a line is too long.
     """
     with text_stream(path) as stream:
-        reader = csv.reader(_short_lines(path, stream))
+        reader = csv.reader(_short_lines(path, stream), strict=strict)
         begin = 1
         try:
             for row in reader:
