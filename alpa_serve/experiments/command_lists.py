@@ -7,52 +7,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from alpa_serve.errors import AlpaServeError, InvalidConfigError
 from alpa_serve.experiments.hardware_replay import labelled_slo_s
 from alpa_serve.experiments.maveriq import PUBLISHED_CLUSTER, model_list
 from alpa_serve.experiments.placement_source import add_placement_flags, experiment_of, placement_of
+from alpa_serve.experiments.trace_steps import trace_step_counts
 from alpa_serve.export.command_files import FORMATS, format_commands
 from alpa_serve.export.maveriq_commands import SEED, Deploy, maveriq_commands
-from alpa_serve.simulator.trace_workload import STEP_S, WorkloadFromTrace
-from alpa_serve.trace.llm import POISSON, POISSON_DURATION_S, load_llm_trace
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from alpa_serve.experiments.maveriq import Experiment
     from alpa_serve.export.maveriq_commands import Command
     from alpa_serve.placement import ClusterEnv, ModelPlacement
-
-
-def trace_step_counts(trace: str, scale_rate: float, seed: int = SEED) -> NDArray[np.int64]:
-    """Return the requests of each step of 30 s, shape (num_steps,), of a trace that is played once.
-
-    Parameters
-    ----------
-    trace : str
-        Name or file, as :func:`~alpa_serve.trace.llm.load_llm_trace` takes it: a minute of the trace is a step. But
-        "poisson" is played in its own time: a step has the requests of 30 s.
-    scale_rate : float
-        Factor on the requests per minute.
-    seed : int
-        Of the Poisson counts.
-
-    Raises
-    ------
-    UnknownNameError, InvalidTraceError, InvalidConfigError
-        If the trace is not known or cannot be read, or the factor is out of range.
-    """
-    if trace.lower() == POISSON:
-        requests = load_llm_trace(POISSON, scale=scale_rate, seed=seed)
-        num_steps = int(POISSON_DURATION_S / STEP_S)
-        return np.bincount((requests.arrival_s // STEP_S).astype(np.int64), minlength=num_steps)
-    twice = WorkloadFromTrace(scale_rate, load_llm_trace(trace)).step_counts
-    return twice[: len(twice) // 2]
 
 
 def command_list(
@@ -78,7 +47,7 @@ def command_list(
     Raises
     ------
     AlpaServeError
-        As :func:`trace_step_counts` and :func:`maveriq_commands` do.
+        As :func:`~alpa_serve.experiments.trace_steps.trace_step_counts` and :func:`maveriq_commands` do.
     """
     models = model_list(experiment.model_set)
     return maveriq_commands(

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
+from alpa_serve.experiments.text_table import check_column, read_text_table
 from alpa_serve.profiles import maveriq
 from alpa_serve.profiling import ParallelConfig
-from alpa_serve.trace.csv_table import check_column, read_text_table
 from alpa_serve.validation import check_real
 
 if TYPE_CHECKING:
@@ -275,8 +275,8 @@ def _read_replicas(path: Path, raw: pd.DataFrame, client_ids: pd.Series[int]) ->
     replicas: dict[int, RecordedReplica] = {}
     models: dict[int, str] = {}
     rows = zip(raw.index, client_ids, raw["model"], raw["device_assigned"], op, pp, strict=True)
-    for row, client_id, model, text, num_op, num_pp in rows:
-        where = f"{path}, line {row + 1}"
+    for line, client_id, model, text, num_op, num_pp in rows:
+        where = f"{path}, line {line}"
         if models.setdefault(client_id, model) != model:
             raise InvalidTraceError(f"{where}, column model: client {client_id} is {models[client_id]}, not {model}")
         if not isinstance(text, str):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from alpa_serve.errors import InvalidConfigError
 from alpa_serve.experiments import maveriq
 from alpa_serve.experiments.maveriq import PUBLISHED_CLUSTER
+from alpa_serve.experiments.trace_steps import step_process
 from alpa_serve.placement import ClusterEnv
 from alpa_serve.scheduling import ALPASERVE
-from alpa_serve.simulator.trace_workload import WorkloadFromTrace, model_slo
-from alpa_serve.trace.llm import load_llm_trace
+from alpa_serve.simulator.trace_workload import model_slo
 from alpa_serve.util import GB
 from alpa_serve.validation import check_known
 
@@ -155,7 +155,7 @@ def deployment_job(
     serving = maveriq.RULES[check_known(rules, maveriq.RULES, "rules")]
     cluster = ClusterEnv(num_devices, mem_budget_gib * GB, num_devices_per_node)
     models = maveriq.model_list(model_set) if model_set else settings.model_list
-    requests = WorkloadFromTrace(scale_rate, load_llm_trace(trace))
+    requests = step_process(trace, scale_rate)
     workload = requests.generate_workload(models, dataset=dataset, slo=slo)
     if not len(workload):
         raise InvalidConfigError("the workload has no request: scale_rate is too small for this trace")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidConfigError
+from alpa_serve.experiments.trace_steps import step_process
 from alpa_serve.placement import ClusterEnv, ModelData
 from alpa_serve.placement_policy import ModelParallelismSearch
 from alpa_serve.profiles import maveriq as measured
 from alpa_serve.profiling import load_test_prof_result_v2
 from alpa_serve.scheduling import ALPASERVE, MAVERIQ
-from alpa_serve.simulator.trace_workload import WorkloadFromTrace, model_slo
-from alpa_serve.trace.llm import load_llm_trace
+from alpa_serve.simulator.trace_workload import model_slo
 from alpa_serve.util import GB
 from alpa_serve.validation import check_known
 
@@ -130,7 +130,8 @@ class Experiment:
     model_set : str
         "large", "regular" or "twentyone".
     trace : str
-        "code" or "conversation" (or any name or file that :func:`~alpa_serve.trace.llm.load_llm_trace` takes).
+        "code" or "conversation" (or any name or file that :func:`~alpa_serve.experiments.trace_steps.step_process`
+        takes).
     scale_rate : float
         Factor on the requests per minute.
     slo_scale : float
@@ -145,7 +146,7 @@ class Experiment:
 
     def workload(self) -> Workload:
         """Return the requests of this experiment."""
-        trace = WorkloadFromTrace(self.scale_rate, load_llm_trace(self.trace))
+        trace = step_process(self.trace, self.scale_rate)
         return trace.generate_workload(model_list(self.model_set), slo=self.slo_scale)
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from alpa_serve.errors import AlpaServeError, InvalidConfigError
 from alpa_serve.experiments.maveriq import RULES, model_datas, model_list
 from alpa_serve.experiments.placement_source import add_placement_flags, experiment_of, placement_of
+from alpa_serve.experiments.trace_steps import step_process
 from alpa_serve.experiments.vidur_comparison import compare
-from alpa_serve.experiments.vidur_export import LATENCIES, OURS_FILE, vidur_name, vidur_runs, write_vidur_run
+from alpa_serve.experiments.vidur_export import LATENCIES, OURS_FILE, vidur_files, vidur_name, vidur_runs
 from alpa_serve.export.vidur_run import NETWORKS
-from alpa_serve.simulator.trace_workload import PROMPT_CHARACTERS, TOKEN_SOURCES, WorkloadFromTrace
-from alpa_serve.trace.llm import load_llm_trace
+from alpa_serve.simulator.trace_workload import PROMPT_CHARACTERS, TOKEN_SOURCES
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None, default_configs: Path = Path("alpase
 
 def _export_flags(parser: argparse.ArgumentParser, default_configs: Path) -> None:
     add_placement_flags(parser, default_configs)
-    parser.add_argument("--trace", default="conversation", help="code, conversation, or a CSV file")
+    parser.add_argument("--trace", default="conversation", help="code, conversation, poisson, or the file of a trace")
     parser.add_argument("--group", type=int, default=0, help="number of the group, from 0 (default: %(default)s)")
     parser.add_argument("--rules", choices=RULES, default="maveriq", help="how the simulated cluster serves")
     parser.add_argument(
@@ -91,12 +91,12 @@ def _export(options: argparse.Namespace) -> str:
     prompt_tokens = check_int(options.prompt_tokens, "prompt_tokens", minimum=1)
     names = _given_names(options.vidur_model)
     models = [{**model, "input_length": prompt_tokens} for model in model_list(experiment.model_set)]
-    trace = WorkloadFromTrace(experiment.scale_rate, load_llm_trace(experiment.trace))
+    trace = step_process(experiment.trace, experiment.scale_rate)
     workload = trace.generate_workload(models, slo=experiment.slo_scale, tokens=options.tokens)
     rules = RULES[options.rules]
     # requests go to the models that they name, as on the hardware, whichever naming chose the placement
     datas = model_datas(models, experiment.slo_scale, workload, rules=rules)
-    lines = []
+    lines, files = [], {}
     for run in vidur_runs(placement, datas, workload, rules, options.group):
         (model,) = (model for model in models if f"m{model['id']}" == run.model_name)
         folder = options.output / f"group{run.group_id}_{run.model_name}"
@@ -110,9 +110,8 @@ def _export(options: argparse.Namespace) -> str:
         if not len(run):
             lines.append(f"{folder}: left out, no request for {run.model_name} was served there")
             continue
-        write_vidur_run(
+        files[folder] = vidur_files(
             run,
-            folder,
             model["name"],
             vidur_name(model["name"], names),
             device=options.device,
@@ -120,6 +119,9 @@ def _export(options: argparse.Namespace) -> str:
             comments=[title, *notes],
         )
         lines.append(f"{folder}: {len(run)} requests for {run.model_name} {model['name']}")
+    # all or none, as far as it depends on the requests
+    for folder, contents in files.items():
+        contents.write(folder)
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
+from alpa_serve.experiments.text_table import check_column, read_text_table
 from alpa_serve.experiments.vidur_export import LATENCIES, OURS_COLUMNS
-from alpa_serve.trace.csv_table import check_column, read_text_table
 from alpa_serve.validation import check_known
 
 if TYPE_CHECKING:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
-from alpa_serve.export.vidur_run import HUB_NAMES, PROFILED_BY_VIDUR, vidur_command, vidur_trace
+from alpa_serve.export.vidur_run import HUB_NAMES, PROFILED_BY_VIDUR, vidur_command
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.simulator.columnar_workload import Workload
 from alpa_serve.simulator.simulation import simulate
+from alpa_serve.trace.llm_trace import LLMTrace
+from alpa_serve.trace.llm_writers import check_for_vidur
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from alpa_serve.scheduling import ServingRules
 
 TRACE_FILE, OURS_FILE, COMMAND_FILE = "vidur_trace.csv", "ours.csv", "command.sh"
-"""What :func:`write_vidur_run` puts into the folder of a run."""
+"""What the folder of a run holds."""
 
 _TRACE_VARIABLE = f"""\
 # Run it from Vidur's checkout, whose profiles it looks for in the current folder: bash path/to/{COMMAND_FILE}
@@ -162,23 +164,44 @@ def vidur_name(profile_name: str, given: Mapping[str, str]) -> str:
     return name
 
 
-def write_vidur_run(
+@dataclass(frozen=True, eq=False)
+class VidurFiles:
+    """What the folder of a run holds: `texts` by file name, beside the trace that Vidur replays."""
+
+    trace: LLMTrace
+    texts: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write the files to a folder, which is made if it is not there.
+
+        Raises
+        ------
+        InvalidConfigError
+            If it cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.trace.write_vidur(folder / TRACE_FILE)
+            for name, text in self.texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InvalidConfigError(f"{folder} cannot be written: {error}") from None
+
+
+def vidur_files(
     run: VidurRun,
-    folder: Path,
     profile_name: str,
     vidur_model: str,
     *,
     device: str,
     batch_size: int = 1,
     comments: Sequence[str] = (),
-) -> None:
-    """Write the trace for Vidur, the command line with what it takes for granted, and our latencies.
+) -> VidurFiles:
+    """Return the trace for Vidur, the command line with what it takes for granted, and our latencies.
 
     Parameters
     ----------
     run : VidurRun
-    folder : Path
-        Made if it is not there.
     profile_name, vidur_model : str
         The model's name in our profiles, and Vidur's.
     device : {"a40", "a100", "h100"}
@@ -189,12 +212,18 @@ def write_vidur_run(
 
     Raises
     ------
-    InvalidWorkloadError
-        If there is no request, or one without input or output tokens.
+    InvalidTraceError
+        If there is no request, or one without input or output tokens; the message names group and model.
     UnknownNameError, InvalidConfigError
-        If Vidur has no such device, or the folder cannot be written.
+        If Vidur has no such device, or the batch size is out of range.
     """
-    trace = vidur_trace(run.arrivals, run.input_tokens, run.output_tokens)
+    trace = LLMTrace(
+        run.arrivals,
+        input_tokens=run.input_tokens,
+        output_tokens=run.output_tokens,
+        name=f"group {run.group_id}, model {run.model_name}",
+    )
+    check_for_vidur(trace)
     command = vidur_command(
         vidur_model,
         run.config,
@@ -225,16 +254,10 @@ def write_vidur_run(
         strict=True,
     )
     texts = {
-        TRACE_FILE: trace,
         OURS_FILE: "".join(f"{','.join(map(str, row))}\n" for row in (OURS_COLUMNS, *rows)),
         COMMAND_FILE: "".join(f"# {note}\n" for note in notes) + _TRACE_VARIABLE + command,
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidConfigError(f"{folder} cannot be written: {error}") from None
+    return VidurFiles(trace, texts)
 
 
 def assumptions(profile_name: str, device: str, batch_size: int) -> list[str]:

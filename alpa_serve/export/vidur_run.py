@@ -1,4 +1,4 @@
-"""Requests for one model on one group as a run of Vidur: its trace file and its command line.
+"""Requests for one model on one group as a run of Vidur: its command line.
 
 Vidur simulates one model on replicas of one shape. Flag names are those of Vidur's ``python -m vidur.main --help`` as
 its README documents them (A. Agrawal et al., Vidur, MLSys 2024); no version of Vidur was run to check them.
@@ -9,18 +9,10 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from alpa_serve.errors import InvalidWorkloadError
 from alpa_serve.validation import check_int, check_known
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from alpa_serve.profiling import ParallelConfig
-
-TRACE_COLUMNS = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
-"""Columns of a trace that Vidur replays: seconds, and tokens of which there is at least one each."""
 
 NETWORKS = {"a40": "a40_pairwise_nvlink", "a100": "a100_dgx", "h100": "h100_dgx"}
 """Vidur's devices, and the interconnect that is taken with each."""
@@ -40,34 +32,6 @@ PROFILED_BY_VIDUR = ("llama-2-7b", "llama-2-70b")
 
 MIN_TOKENS = 4096
 """Vidur's own default for the tokens that a request and a batch may have; raised where requests are longer."""
-
-
-def vidur_trace(
-    arrivals: NDArray[np.float64], input_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64]
-) -> str:
-    """Write requests as a trace that Vidur replays; request n is line n + 2.
-
-    Parameters
-    ----------
-    arrivals : ndarray of float64, shape (n,)
-        Seconds, ascending.
-    input_tokens, output_tokens : ndarray of int64, shape (n,)
-
-    Raises
-    ------
-    InvalidWorkloadError
-        If there is no request, or one without input or output tokens, which Vidur would change on its own.
-    """
-    if not len(arrivals):
-        raise InvalidWorkloadError("there is no request for Vidur to simulate")
-    for what, tokens in (("input", input_tokens), ("output", output_tokens)):
-        short = np.flatnonzero(tokens < 1)
-        if len(short):
-            raise InvalidWorkloadError(
-                f"request {short[0]} has {tokens[short[0]]} {what} tokens; Vidur needs at least one of each"
-            )
-    rows = zip(arrivals.tolist(), input_tokens.tolist(), output_tokens.tolist(), strict=True)
-    return "".join(f"{','.join(map(str, row))}\n" for row in (TRACE_COLUMNS, *rows))
 
 
 def vidur_command(

@@ -132,6 +132,28 @@ class WorkloadFromTrace(ArrivalProcess):
         once = scaled.astype(np.int64)
         self.step_counts: NDArray[np.int64] = np.concatenate([once, once])
 
+    @classmethod
+    def from_step_counts(cls, step_counts: Sequence[int] | NDArray[np.integer[Any]]) -> WorkloadFromTrace:
+        """Return the process of a load that is known by steps of 30 s, each of which is played once, as it is.
+
+        Parameters
+        ----------
+        step_counts : sequence of int, shape (num_steps,)
+            Requests of each step. They stand for the minutes of a trace too (`minute_counts`), at rate scale 1.
+
+        Raises
+        ------
+        InvalidTraceError
+            If one is no count, or there is no request.
+        """
+        process = cls.__new__(cls)
+        counts = _checked_counts(step_counts, "requests per step")
+        check_expected_count(float(counts.sum()), "step_counts")
+        process.rate_scale = 1.0
+        process.minute_counts, process.step_counts = counts, counts.copy()
+        process._trace_tokens = None
+        return process
+
     def rate(self) -> float:
         """Return the requests per second of the steps, before models take time to load."""
         return float(self.step_counts.sum()) / (STEP_S * len(self.step_counts))
@@ -239,7 +261,7 @@ class WorkloadFromTrace(ArrivalProcess):
             input_tokens, output_tokens = tokens.draw(token_generator(seed), len(model_ids))
         elif tokens == "trace":
             if self._trace_tokens is None:
-                raise InvalidTraceError("the trace has requests per minute only, no tokens to take")
+                raise InvalidTraceError("the trace has counts of requests only, no tokens to take")
             minutes = np.array(steps, dtype=np.int64) % len(self.minute_counts)
             minute_of_request = np.repeat(minutes, self.step_counts[steps] if steps else 0)
             input_tokens, output_tokens = self._trace_tokens.draw(token_generator(seed), minute_of_request)
@@ -283,12 +305,10 @@ def _table_or_counts(trace: object) -> tuple[pd.DataFrame | None, Any]:
     )
 
 
-def _checked_counts(given: Any) -> NDArray[np.int64]:
+def _checked_counts(given: Any, what: str = "requests per minute") -> NDArray[np.int64]:
     counts = np.asarray(given)
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min(initial=0) < 0:
-        raise InvalidTraceError(
-            f"requests per minute must be whole numbers >= 0, got {counts.dtype} of shape {counts.shape}"
-        )
+        raise InvalidTraceError(f"{what} must be whole numbers >= 0, got {counts.dtype} of shape {counts.shape}")
     if not counts.any():
         raise InvalidTraceError("the trace has no request")
     if len(counts) > MAX_TRACE_MINUTES:

@@ -30,10 +30,10 @@ POISSON = "poisson"
 STAGE_S = 120.0
 NUM_STAGES = 15
 HIGH_STAGE = 2.5
+"""Rate of every second stage of the stepped Poisson trace, relative to the others."""
 
 POISSON_DURATION_S = STAGE_S * NUM_STAGES
 """Seconds that the stepped Poisson trace takes."""
-"""Rate of every second stage of the stepped Poisson trace, relative to the others."""
 
 BASE_RATE = 1 / 0.2
 """Requests per second of its other stages at scale 1."""

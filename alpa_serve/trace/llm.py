@@ -23,7 +23,6 @@ from alpa_serve.trace.llm_formats import (
     FORMATS,
     JSON_FORMATS,
     SERVEGEN,
-    UNITS,
     CsvForm,
     detect,
     refuse_other_files,
@@ -33,6 +32,7 @@ from alpa_serve.trace.llm_summary import TraceSummary
 from alpa_serve.trace.llm_trace import LLMTrace
 from alpa_serve.trace.servegen import read_servegen
 from alpa_serve.trace.time_window import TimeWindow
+from alpa_serve.trace.units import UNITS
 from alpa_serve.validation import check_int, check_known
 
 if TYPE_CHECKING:

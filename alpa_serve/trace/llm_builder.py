@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
+from alpa_serve.simulator.trace_workload import MAX_TRACE_MINUTES
 from alpa_serve.trace.llm_trace import LLMTrace
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_SPAN_S = 10 * 366 * 86400.0
+MAX_SPAN_S = 60.0 * MAX_TRACE_MINUTES
 """A trace that spans more is taken to have a wrong date, or another unit than it was read with."""
 
 MAX_RATE = 100_000.0

@@ -9,8 +9,8 @@ import numpy as np
 from alpa_serve.trace.cells import check_cells, counts, dates, numbers
 from alpa_serve.trace.csv_columns import NameCodes, read_columns, read_header
 from alpa_serve.trace.llm_builder import MAX_SPAN_S, TraceBuilder
-from alpa_serve.trace.llm_formats import SECONDS, UNIX_SECONDS, CsvForm
-from alpa_serve.trace.units import unit_hint
+from alpa_serve.trace.llm_formats import CsvForm
+from alpa_serve.trace.units import SECONDS, UNIX_SECONDS, likely_unit, unit_hint
 
 if TYPE_CHECKING:
     import os
@@ -91,7 +91,7 @@ class _BatchParser:
         seconds = given * SECONDS[form.unit]
         late = seconds > MAX_SPAN_S
         if late.any():
-            hint = unit_hint(float(given[np.argmax(late)]), form.unit)
+            hint = _naming_hint(float(given[np.argmax(late)]), form.unit)
             check_cells(~late, text, form.arrival_s, f"more than 10 years in {form.unit}", hint)
         if form.duration is not None:
             durations = numbers(cells[form.duration], form.duration)
@@ -110,7 +110,7 @@ class _BatchParser:
             seconds = given * UNIX_SECONDS[self._form.unit]
             plausible = (seconds >= 0) & (seconds < 2**33)
             if not plausible.all():
-                hint = unit_hint(float(given[np.argmin(plausible)]), self._form.unit)
+                hint = _naming_hint(float(given[np.argmin(plausible)]), self._form.unit)
                 check_cells(plausible, text, column, "no date from 1970 to 2242", hint)
             # the whole part by itself, for no digit to be lost
             ns_per_unit = round(UNIX_SECONDS[self._form.unit] * 1e9)
@@ -121,3 +121,9 @@ class _BatchParser:
         near = abs(stamps / 1e9 - self._first_ns / 1e9) <= MAX_SPAN_S
         check_cells(near, text, column, "more than 10 years from the first row")
         return stamps
+
+
+def _naming_hint(value: float, unit: str) -> str:
+    """Return what a time looks like and how to say so; "" if like nothing known."""
+    hint = unit_hint(value, unit)
+    return hint and f'{hint}: name it with columns={{"arrival_s": ...}}, unit="{likely_unit(value, unit)}"'

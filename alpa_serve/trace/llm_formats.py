@@ -19,14 +19,6 @@ JSON_FORMATS = ("mooncake", "bailian")
 SERVEGEN = "servegen"
 SERVEGEN_CELLS = 6
 
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-"""Units of an arrival on the clock of the file."""
-
-UNIX_SECONDS = {"unix_s": 1.0, "unix_ms": 1e-3, "unix_us": 1e-6, "unix_ns": 1e-9}
-"""Units of an arrival since 1970, UTC."""
-
-UNITS = (*SECONDS, "date", *UNIX_SECONDS)
-
 
 @dataclass(frozen=True)
 class CsvForm:
@@ -37,7 +29,7 @@ class CsvForm:
     arrival_s : str
         Column of the arrival.
     unit : str
-        One of `UNITS`.
+        One of :data:`~alpa_serve.trace.units.UNITS`.
     model : tuple of str
         Columns that name the model together.
     input_tokens, output_tokens, num_images : str or None
@@ -125,15 +117,15 @@ def detect(path: str | os.PathLike[str]) -> str:
     InvalidTraceError
         If it is none of them; the message says what is.
     """
-    line = first_line(path)
+    number, line = first_line(path)
     if not line:
         raise InvalidTraceError(f"{path}: the file is empty")
     if line.startswith("{"):
-        return _detect_json(path, line)
+        return _detect_json(path, number, line)
     try:
         cells = [cell.strip() for cell in next(csv.reader([line]))]
     except csv.Error as error:
-        raise InvalidTraceError(f"{path}, line 1: not a CSV file: {error}") from None
+        raise InvalidTraceError(f"{path}, line {number}: not a CSV file: {error}") from None
     for name, form in CSV_FORMS.items():
         if set(form.known_by) <= set(cells):
             return name
@@ -142,22 +134,22 @@ def detect(path: str | os.PathLike[str]) -> str:
     if len(cells) == SERVEGEN_CELLS and all(_is_number(cell) for cell in cells[:2]):
         return SERVEGEN
     raise InvalidTraceError(
-        f"{path}, line 1: no known form of a trace; found the columns {', '.join(cells)[:200]}. Known are "
+        f"{path}, line {number}: no known form of a trace; found the columns {', '.join(cells)[:200]}. Known are "
         f"{', '.join(FORMATS)}; name the columns of another CSV file with columns={{'arrival_s': ..., "
         "'input_tokens': ..., 'output_tokens': ...}"
     )
 
 
-def _detect_json(path: str | os.PathLike[str], line: str) -> str:
+def _detect_json(path: str | os.PathLike[str], number: int, line: str) -> str:
     try:
         keys = json.loads(line).keys()
     except (ValueError, RecursionError) as error:
-        raise InvalidTraceError(f"{path}, line 1: not a line of JSON: {error}") from None
+        raise InvalidTraceError(f"{path}, line {number}: not a line of JSON: {error}") from None
     if {"timestamp", "input_length"} <= keys:
         return "bailian" if {"chat_id", "turn"} & keys else "mooncake"
     raise InvalidTraceError(
-        f"{path}, line 1: neither a Mooncake nor a Bailian trace, which have the keys timestamp, input_length and "
-        f"output_length; found {', '.join(keys)[:200]}"
+        f"{path}, line {number}: neither a Mooncake nor a Bailian trace, which have the keys timestamp, "
+        f"input_length and output_length; found {', '.join(keys)[:200]}"
     )
 
 

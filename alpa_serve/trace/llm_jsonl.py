@@ -13,9 +13,8 @@ from alpa_serve.errors import InvalidTraceError
 from alpa_serve.simulator.columns import MAX_TOKENS
 from alpa_serve.trace.cells import TOKENS_HINT, BadCellError
 from alpa_serve.trace.llm_builder import MAX_SPAN_S, TraceBuilder
-from alpa_serve.trace.llm_formats import SECONDS
 from alpa_serve.trace.text_batches import text_stream
-from alpa_serve.trace.units import unit_hint
+from alpa_serve.trace.units import SECONDS, unit_hint
 
 if TYPE_CHECKING:
     import os

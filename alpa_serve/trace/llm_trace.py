@@ -53,7 +53,8 @@ class LLMTrace:
     start_ns : int, optional
         The date of second 0, in nanoseconds since 1970 (UTC); left out if there is none.
     num_failed : int
-        Requests that the file has beside these because they failed.
+        Requests that the file has beside these because they failed; 0 for a part of a trace, as `slice`, `head` and
+        `scale_rate` return it.
     name : str
         What to call it.
 
@@ -154,11 +155,11 @@ class LLMTrace:
         factor : float
             > 0.
         seed : int
-            Equal seeds give equal traces.
+            >= 0. Equal seeds give equal traces.
         """
         check_real(factor, "factor of scale_rate", minimum=0.0, exclusive=True)
         check_expected_count(len(self) * factor, f"scale_rate({factor:g})")
-        rng = np.random.default_rng([COPY_STREAM, seed])
+        rng = np.random.default_rng([COPY_STREAM, check_int(seed, "seed", minimum=0)])
         copies = int(factor) + (rng.random(len(self)) < factor % 1)
         source = np.repeat(np.arange(len(self)), copies)
         is_extra = np.diff(source, prepend=-1) == 0
@@ -189,7 +190,9 @@ class LLMTrace:
             values = getattr(self, name)
             setattr(part, name, None if values is None else values[key].copy())
         part.model_names, part.start_ns = self.model_names, self.start_ns
-        part.num_failed, part.name = self.num_failed, self.name
+        # of a part, nobody knows how many there were beside it
+        is_whole = isinstance(key, slice) and len(part) == len(self)
+        part.num_failed, part.name = self.num_failed if is_whole else 0, self.name
         return part
 
     def describe(self) -> TraceSummary:
@@ -216,11 +219,15 @@ class LLMTrace:
 
         Timestamps are exact to the nanosecond for traces of up to 97 days. Where the trace has no dates, second 0
         is 1970-01-01.
+
+        Raises
+        ------
+        InvalidTraceError
+            If a request comes so late that there is no such date.
         """
         import pandas as pd
 
-        stamps = whole_ns(self.arrival_s)
-        stamps += self.start_ns or 0
+        stamps = whole_ns(self.arrival_s, self.start_ns or 0)
         frame = pd.DataFrame({"TIMESTAMP": stamps.view("datetime64[ns]")})
         for name, tokens in zip(TRACE_TOKEN_COLUMNS, (self.input_tokens, self.output_tokens), strict=True):
             if tokens is not None:
@@ -248,7 +255,8 @@ class LLMTrace:
         Raises
         ------
         InvalidTraceError
-            If the trace has no token counts or no request; nothing is written then.
+            If the trace has no token counts or no request, or a request comes so late that there is no such date;
+            nothing is written then.
         """
         write_azure(self, path)
 
@@ -258,7 +266,8 @@ class LLMTrace:
         Raises
         ------
         InvalidTraceError
-            As :meth:`write_azure`.
+            If the trace has no token counts or no request, or a request has no input or no output tokens, which Vidur
+            would change on its own; nothing is written then.
         """
         write_vidur(self, path)
 
@@ -291,7 +300,7 @@ class LLMTrace:
         weights : sequence or mapping of float, optional
             >= 0 each, for "weights".
         seed : int
-            Equal seeds give equal workloads.
+            >= 0. Equal seeds give equal workloads.
 
         Raises
         ------

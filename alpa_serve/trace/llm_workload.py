@@ -10,7 +10,7 @@ import numpy as np
 from alpa_serve.errors import InvalidConfigError, InvalidTraceError
 from alpa_serve.simulator.columnar_workload import Workload
 from alpa_serve.simulator.trace_workload import TokenLatency
-from alpa_serve.validation import check_known, check_real
+from alpa_serve.validation import check_int, check_known, check_real
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,11 +36,14 @@ def make_workload(
 ) -> Workload:
     """Return a workload, as :meth:`~alpa_serve.trace.llm_trace.LLMTrace.to_workload` says."""
     check_known(assign, ASSIGNMENTS, "assign")
+    check_int(seed, "seed", minimum=0)
     names = _model_names(models, assign)
     if (weights is not None) != (assign == "weights"):
         raise InvalidConfigError(f'weights go with assign="weights", and only with it; got assign={assign!r}')
-    loads = np.array([_at_least_0(time, "load time (s)", n) for time, n in _per_model(load_times, names, 0.0)])
-    shares = np.array([_at_least_0(weight, "weight", n) for weight, n in _per_model(weights, names, 1.0)])
+    loads = np.array(
+        [_at_least_0(time, "load time (s)", n) for time, n in _per_model(load_times, names, 0.0, "load_times")]
+    )
+    shares = np.array([_at_least_0(weight, "weight", n) for weight, n in _per_model(weights, names, 1.0, "weights")])
     if not shares.sum():
         raise InvalidConfigError("at least one model must have a weight > 0")
     arrivals = trace.arrival_s - min(0.0, trace.arrival_s[0] if len(trace) else 0.0)
@@ -78,17 +81,20 @@ def _model_names(models: Sequence[str] | Mapping[str, str], assign: str) -> list
     return names
 
 
-def _per_model(values: Any, names: list[str], default: Any) -> list[tuple[Any, str]]:
+def _per_model(values: Any, names: list[str], default: Any, what: str) -> list[tuple[Any, str]]:
     """Return (value, name) of every model, from one value for all, a sequence or a mapping."""
     if values is None:
         return [(default, name) for name in names]
     if isinstance(values, Mapping):
         if set(values) != set(names):
-            raise InvalidConfigError(f"there must be a value for each of {', '.join(names)}; got {', '.join(values)}")
+            wanted, given = (", ".join(map(repr, keys)) for keys in (names, values))
+            raise InvalidConfigError(f"{what} must have a value for each of {wanted}; got {given}")
         return [(values[name], name) for name in names]
     if isinstance(values, Sequence | np.ndarray) and not isinstance(values, str):
         if len(values) != len(names):
-            raise InvalidConfigError(f"{len(values)} values for {len(names)} models; there must be one for each")
+            raise InvalidConfigError(
+                f"{what} has {len(values)} values for {len(names)} models; there must be one for each"
+            )
         return list(zip(values, names, strict=True))
     return [(values, name) for name in names]
 
@@ -127,7 +133,7 @@ def _slos(
     if slo is None:
         return None
     fixed, per_token = np.zeros(len(names)), np.zeros(len(names))
-    for position, (entry, name) in enumerate(_per_model(slo, names, None)):
+    for position, (entry, name) in enumerate(_per_model(slo, names, None, "slo")):
         if isinstance(entry, TokenLatency):
             fixed[position] = _at_least_0(entry.ttft_s, "TTFT (s)", name)
             per_token[position] = _at_least_0(entry.tpot_s, "TPOT (s)", name)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.files import replacing
 from alpa_serve.trace.time_window import whole_ns
@@ -13,6 +15,8 @@ from alpa_serve.trace.time_window import whole_ns
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from alpa_serve.trace.llm_trace import LLMTrace
 
@@ -32,7 +36,7 @@ def write_azure(trace: LLMTrace, path: str | os.PathLike[str]) -> None:
         names.insert(1, "NumImages")
     with _table(trace, path, names) as write:
         for rows in _parts(trace):
-            ns = whole_ns(trace.arrival_s[rows]) + (trace.start_ns or 0)
+            ns = whole_ns(trace.arrival_s[rows], trace.start_ns or 0)
             ticks = (ns + _NS_PER_TICK // 2) // _NS_PER_TICK * _NS_PER_TICK
             text = pc.strftime(pa.array(ticks.view("datetime64[ns]")), "%Y-%m-%d %H:%M:%S")
             columns = [pc.utf8_slice_codeunits(text, 0, _STAMP_CHARACTERS), inputs[rows], outputs[rows]]
@@ -41,9 +45,28 @@ def write_azure(trace: LLMTrace, path: str | os.PathLike[str]) -> None:
             write(columns)
 
 
+def check_for_vidur(trace: LLMTrace) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return (input tokens, output tokens) of a trace that Vidur can replay.
+
+    Raises
+    ------
+    InvalidTraceError
+        If there is no request, or one without input or output tokens, which Vidur would change on its own.
+    """
+    if not len(trace):
+        raise InvalidTraceError(f"{trace.name}: there is no request for Vidur to simulate")
+    inputs, outputs = trace.require_tokens()
+    for what, tokens in (("input", inputs), ("output", outputs)):
+        if not tokens.all():
+            raise InvalidTraceError(
+                f"{trace.name}: request {np.argmin(tokens)} has 0 {what} tokens; Vidur needs at least one of each"
+            )
+    return inputs, outputs
+
+
 def write_vidur(trace: LLMTrace, path: str | os.PathLike[str]) -> None:
     """Write the form that Vidur replays: arrived_at in seconds, num_prefill_tokens, num_decode_tokens."""
-    inputs, outputs = trace.require_tokens()
+    inputs, outputs = check_for_vidur(trace)
     with _table(trace, path, ["arrived_at", "num_prefill_tokens", "num_decode_tokens"]) as write:
         for rows in _parts(trace):
             write([trace.arrival_s[rows], inputs[rows], outputs[rows]])

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError
+from alpa_serve.errors import InvalidConfigError, InvalidTraceError, InvalidWorkloadError
 from alpa_serve.simulator.workload import Workload
+from alpa_serve.trace.time_window import whole_ns
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 CV_EPSILON_S = 1e-5
 """Added to the mean gap, in seconds, where a cv is taken."""
-
-_LATEST_DATE_S = 9e9
-"""Seconds from 1970 beyond which pandas has no date."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +105,13 @@ class TraceReplay:
         import pandas as pd
 
         arrivals = np.sort(self.arrivals)
-        if len(arrivals) and arrivals[-1] > _LATEST_DATE_S:
+        try:
+            nanoseconds = whole_ns(arrivals)
+        except InvalidTraceError as error:
             raise InvalidWorkloadError(
-                f"the last request for {self.model!r} comes after {arrivals[-1]:.3g} s, for which there is no date "
-                f"(at most {_LATEST_DATE_S:g} s); take a distribution with a shorter tail than "
+                f"model {self.model!r}: {error}; take a distribution with a shorter tail than "
                 f"{self.arrival_distribution}"
-            )
-        nanoseconds = np.rint(arrivals * 1e9).astype(np.int64)
+            ) from None
         return pd.DataFrame({"TIMESTAMP": pd.to_datetime(nanoseconds, unit="ns")})
 
     def interval_counts(self, n_interval: int = 100) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("start_s", "rate", "cv", "distribution", "parameter 1", "parameter 2")
 DISTRIBUTIONS = ("gamma", "weibull", "exponential", "poisson")
-MIN_CV = 0.01
+MIN_DRAWN_CV = 0.01
 """Below, gaps are as good as equal, and the shape of their distribution has no figure."""
 
 STREAM = 0x7367
@@ -111,8 +111,8 @@ def _window(path: str | os.PathLike[str], line: int, row: list[str]) -> _Window:
             f"{path}, line {line}, column distribution: {cells[3]!r}; known: {', '.join(DISTRIBUTIONS)}"
         )
     cv = number(2, MAX_CV)
-    if cv < MIN_CV and distribution in ("gamma", "weibull"):
-        raise InvalidTraceError(f"{path}, line {line}, column cv: must be at least {MIN_CV}, got {cells[2]!r}")
+    if cv < MIN_DRAWN_CV and distribution in ("gamma", "weibull"):
+        raise InvalidTraceError(f"{path}, line {line}, column cv: must be at least {MIN_DRAWN_CV}, got {cells[2]!r}")
     for column in (4, 5):
         # rate and cv say what these say; a file that has something else there has been damaged
         if cells[column].lower() not in ("", "nan") or distribution in ("gamma", "weibull"):
@@ -158,7 +158,7 @@ class _Gaps:
 
 
 def weibull_shape(cv: float) -> float:
-    """Return the shape of the Weibull distribution that has a coefficient of variation, from `MIN_CV` to `MAX_CV`."""
+    """Return the shape of the Weibull distribution of a coefficient of variation from `MIN_DRAWN_CV` to `MAX_CV`."""
     from scipy.optimize import brentq
 
     def excess(log_shape: float) -> float:

@@ -62,8 +62,10 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def first_line(path: str | os.PathLike[str], limit: int = 1 << 20) -> str:
-    """Return the first line with something on it, without white space around; "" if there is none in `limit` bytes.
+def first_line(path: str | os.PathLike[str], limit: int = 1 << 20) -> tuple[int, str]:
+    """Return (number from 1, text without white space around) of the first line with something on it.
+
+    The text is "" if there is none in `limit` characters.
 
     Raises
     ------
@@ -71,15 +73,21 @@ def first_line(path: str | os.PathLike[str], limit: int = 1 << 20) -> str:
         If the file cannot be read, or this line is no UTF-8 text.
     """
     with text_stream(path) as stream:
-        lines = re.split("[\r\n]", stream.read(limit))
-    line = next((line.strip() for line in lines if line.strip()), "")
+        lines = re.split("\r\n|\r|\n", stream.read(limit))
+    number, line = next(((n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()), (len(lines), ""))
     if not is_utf8(line):
         raise InvalidTraceError(f"{path}: not a text file: it does not begin with UTF-8 text")
-    return line
+    return number, line
 
 
-def csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: str | os.PathLike[str], *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Yield (line on which it begins, cells) of every row that is not blank.
+
+    Parameters
+    ----------
+    path : str or path-like
+    strict : bool
+        Refuse a quote that does not end, or ends before its cell does.
 
     Raises
     ------
@@ -87,7 +95,7 @@ def csv_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
         If it is no CSV file, or a line is too long.
     """
     with text_stream(path) as stream:
-        reader = csv.reader(_short_lines(path, stream))
+        reader = csv.reader(_short_lines(path, stream), strict=strict)
         begin = 1
         try:
             for row in reader:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from alpa_serve.errors import InvalidConfigError
+from alpa_serve.errors import InvalidConfigError, InvalidTraceError
 from alpa_serve.simulator.trace_workload import DATE_START
 from alpa_serve.validation import check_real
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Moment: TypeAlias = "float | str | datetime.datetime | np.datetime64 | None"
 """Seconds on the axis of the trace, a date (UTC where it names no zone), or no limit."""
+
+MAX_DATE_S = 9.2e9
+"""Seconds from 1970, either way, beyond which pandas has no date."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,27 @@ def _on_axis(bound: float | int | None, start_ns: int | None) -> float | None:
     return (bound - start_ns) / 1e9
 
 
-def whole_ns(seconds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return seconds in whole nanoseconds, exact where float64 tells these apart: up to 97 days."""
-    # the whole seconds by themselves, for the product not to be rounded
+def whole_ns(seconds: NDArray[np.float64], start_ns: int = 0) -> NDArray[np.int64]:
+    """Return seconds in whole nanoseconds since 1970, exact where float64 tells these apart: up to 97 days.
+
+    Parameters
+    ----------
+    seconds : ndarray of float64, shape (n,)
+        On an axis whose 0 is `start_ns`.
+    start_ns : int
+        Nanoseconds since 1970.
+
+    Raises
+    ------
+    InvalidTraceError
+        If there is no date for one, which int64 cannot hold.
+    """
     whole = np.floor(seconds)
-    return whole.astype(np.int64) * 1_000_000_000 + np.rint((seconds - whole) * 1e9).astype(np.int64)
+    undated = np.flatnonzero(~(np.abs(whole + start_ns / 1e9) <= MAX_DATE_S))
+    if len(undated):
+        raise InvalidTraceError(
+            f"a request {seconds[undated[0]]:.6g} s after {np.datetime64(start_ns // 10**9, 's')} has no date: "
+            f"dates are within {MAX_DATE_S:g} s of 1970"
+        )
+    # the whole seconds by themselves, for the product not to be rounded
+    return whole.astype(np.int64) * 1_000_000_000 + np.rint((seconds - whole) * 1e9).astype(np.int64) + start_ns

@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 
 from alpa_serve.errors import InvalidPlacementError, UnknownNameError
-from alpa_serve.experiments.command_lists import command_list, main, trace_step_counts
+from alpa_serve.experiments.command_lists import command_list, main
 from alpa_serve.experiments.hardware_replay import deploy_times, slo_s
 from alpa_serve.experiments.hardware_runs import read_runs
 from alpa_serve.experiments.maveriq import Experiment, model_list
 from alpa_serve.experiments.placement_source import published_placement
 from alpa_serve.experiments.published import parse_entries, read_entries
+from alpa_serve.experiments.trace_steps import trace_step_counts
 from alpa_serve.export.command_files import parse_commands
 from alpa_serve.export.maveriq_commands import Deploy, Send
 from alpa_serve.export.placement_json import to_json

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,19 @@ def test_token_counts_of_the_trace_are_exported(script, tmp_path):
     trace = pd.read_csv(tmp_path / "group0_m3" / "vidur_trace.csv")
     assert trace["num_prefill_tokens"].nunique() > 10
     np.testing.assert_allclose(trace["arrived_at"], pd.read_csv(SAMPLE / "vidur_trace.csv")["arrived_at"])
+
+
+def test_a_request_without_tokens_is_named_with_its_group_and_model_and_nothing_is_written(
+    script, tmp_path, monkeypatch
+):
+    def with_a_bad_last_run(*arguments):
+        first, last = vidur_runs(*arguments)
+        return [first, replace(last, output_tokens=np.where(np.arange(len(last)) == 4, 0, last.output_tokens))]
+
+    monkeypatch.setattr("alpa_serve.experiments.vidur_accuracy.vidur_runs", with_a_bad_last_run)
+    code, text, errors = script("export", "--trace", "code", "--output", tmp_path / "runs")
+    assert (code, text, (tmp_path / "runs").exists()) == (2, "", False)
+    assert "error: group 0, model m3: request 4 has 0 output tokens; Vidur needs" in errors
 
 
 def test_the_sample_compares_as_the_readme_says(script, tmp_path):

@@ -1,10 +1,9 @@
 import shlex
 
-import numpy as np
 import pytest
 
-from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError, UnknownNameError
-from alpa_serve.export.vidur_run import vidur_command, vidur_trace
+from alpa_serve.errors import InvalidConfigError, UnknownNameError
+from alpa_serve.export.vidur_run import vidur_command
 from alpa_serve.profiling import ParallelConfig
 
 
@@ -14,11 +13,6 @@ def command(**changes):
     words = shlex.split(text.replace("\\\n", ""))
     assert words[:3] == ["python", "-m", "vidur.main"]
     return dict(zip(words[3::2], words[4::2], strict=True))
-
-
-def test_a_trace_is_arrival_and_token_counts():
-    text = vidur_trace(np.array([0.1, 2.0]), np.array([5, 1]), np.array([20, 3]))
-    assert text == "arrived_at,num_prefill_tokens,num_decode_tokens\n0.1,5,20\n2.0,1,3\n"
 
 
 def test_the_command_names_model_parallel_degrees_and_trace():
@@ -40,12 +34,6 @@ def test_limits_of_vidurs_grow_with_the_requests():
 
 
 def test_what_vidur_cannot_simulate_is_refused():
-    with pytest.raises(InvalidWorkloadError, match="request 1 has 0 input tokens; Vidur needs at least one of each"):
-        vidur_trace(np.array([0.1, 2.0]), np.array([5, 0]), np.array([20, 3]))
-    with pytest.raises(InvalidWorkloadError, match="request 0 has 0 output tokens"):
-        vidur_trace(np.array([0.1]), np.array([5]), np.array([0]))
-    with pytest.raises(InvalidWorkloadError, match="there is no request"):
-        vidur_trace(np.array([]), np.array([]), np.array([]))
     with pytest.raises(UnknownNameError, match="unknown Vidur device 'a6000'; known: a40, a100, h100"):
         command(device="a6000")
     with pytest.raises(InvalidConfigError, match="batch_size must be a whole number >= 1, got 0"):

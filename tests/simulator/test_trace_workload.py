@@ -297,7 +297,7 @@ def test_a_trace_with_a_table_or_with_counts_gives_the_workload_of_the_table():
         workload = WorkloadFromTrace(2, trace).generate_workload(models)
         assert workload.arrivals.tolist() == expected.arrivals.tolist()
         assert workload.model_ids.tolist() == expected.model_ids.tolist()
-    with pytest.raises(InvalidTraceError, match="requests per minute only"):
+    with pytest.raises(InvalidTraceError, match="counts of requests only"):
         WorkloadFromTrace(2, CountedTrace([3])).generate_workload(models, tokens="trace")
 
 
@@ -310,3 +310,15 @@ def test_a_table_may_have_columns_named_as_a_trace_names_its_methods():
 def test_counts_that_are_none_are_refused(counts):
     with pytest.raises(InvalidTraceError, match=r"requests per minute must be whole|no request"):
         WorkloadFromTrace(1, CountedTrace(counts))
+
+
+def test_step_counts_are_played_once_and_as_they_are():
+    process, models = WorkloadFromTrace.from_step_counts([3, 0, 2]), [GOOD_MODEL]
+    assert process.step_counts.tolist() == process.minute_counts.tolist() == [3, 0, 2]
+    assert (process.params(), process.rate()) == ((1.0, 3), 5 / 90)
+    arrivals = process.generate_workload(models).arrivals - 90
+    assert np.bincount((arrivals // 30).astype(int)).tolist() == [3, 0, 2]
+    with pytest.raises(InvalidTraceError, match="requests per step must be whole numbers >= 0"):
+        WorkloadFromTrace.from_step_counts([1, -1])
+    with pytest.raises(InvalidTraceError, match="no tokens to take"):
+        process.generate_workload(models, tokens="trace")

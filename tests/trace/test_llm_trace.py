@@ -24,11 +24,11 @@ def columns_of(trace):
 
 
 @st.composite
-def traces(draw, dated=None):
+def traces(draw, dated=None, fewest_tokens=0):
     length = draw(st.integers(1, 30))
     ticks = sorted(draw(st.lists(st.integers(0, 10**10), min_size=length, max_size=length)))
     # 100 ns apart or a multiple of it, the resolution of the Azure form
-    tokens = st.lists(st.integers(0, 2**31 - 1), min_size=length, max_size=length)
+    tokens = st.lists(st.integers(fewest_tokens, 2**31 - 1), min_size=length, max_size=length)
     has_date = draw(st.booleans()) if dated is None else dated
     return LLMTrace(
         (np.array(ticks) - (ticks[0] if has_date else 0)) / 1e7,
@@ -41,7 +41,7 @@ def traces(draw, dated=None):
 
 
 @settings(deadline=None, max_examples=50)
-@given(trace=traces(), suffix=st.sampled_from([".csv", ".csv.gz"]))
+@given(trace=traces(fewest_tokens=1), suffix=st.sampled_from([".csv", ".csv.gz"]))
 def test_the_vidur_form_gives_back_the_trace_exactly(trace, suffix, folder):
     trace.write_vidur(folder / f"vidur{suffix}")
     found = load_llm_trace(folder / f"vidur{suffix}")
@@ -86,7 +86,16 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
             write(path)
     empty = LLMTrace([], input_tokens=[], output_tokens=[])
     with pytest.raises(InvalidTraceError, match="no request to write"):
+        empty.write_azure(path)
+    with pytest.raises(InvalidTraceError, match="no request for Vidur"):
         empty.write_vidur(path)
+    for tokens, what in (([[1, 1], [5, 0]], "output"), ([[1, 0], [0, 0]], "input")):
+        short = LLMTrace([0, 1], input_tokens=tokens[0], output_tokens=tokens[1], name="here")
+        with pytest.raises(InvalidTraceError, match=f"here: request 1 has 0 {what} tokens; Vidur needs at least one"):
+            short.write_vidur(path)
+    late = LLMTrace([0.0, 1e12], input_tokens=[1, 1], output_tokens=[1, 1])
+    with pytest.raises(InvalidTraceError, match="has no date"):
+        late.write_azure(path)
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("trace.csv", "old")]
 
 
@@ -155,6 +164,29 @@ def test_a_slice_keeps_the_axis_and_is_a_copy():
     assert len(trace.slice()) == 4
     with pytest.raises(InvalidConfigError, match="no dates"):
         LLMTrace([0.0]).slice("2024-05-10")
+
+
+def test_a_part_of_a_trace_does_not_claim_the_failures_of_the_whole():
+    trace = LLMTrace([0, 1, 2], num_failed=5)
+    assert [part.num_failed for part in (trace.slice(1), trace.head(1), trace.scale_rate(3))] == [0, 0, 0]
+    assert [part.num_failed for part in (trace.slice(), trace.head(3), trace.scale_time(2))] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("seed", [-1, None, 0.5])
+def test_a_seed_that_is_none_is_refused(seed):
+    trace = LLMTrace([0, 1])
+    with pytest.raises(InvalidConfigError, match="seed must be a whole number >= 0"):
+        trace.scale_rate(2, seed=seed)
+    with pytest.raises(InvalidConfigError, match="seed must be a whole number >= 0"):
+        trace.to_workload(["a"], seed=seed)
+
+
+@pytest.mark.parametrize(("arrival_s", "start_ns"), [(1e12, None), (1e12, START_NS), (8e9, START_NS), (-1e10, None)])
+def test_an_arrival_without_a_date_is_refused(arrival_s, start_ns):
+    trace = LLMTrace([arrival_s], start_ns=start_ns)
+    with pytest.raises(InvalidTraceError, match=r"a request .* s after \d{4}-\d\d-\d\dT.* has no date"):
+        trace.to_frame()
+    assert LLMTrace([9.1e9]).to_frame()["TIMESTAMP"].dt.year.tolist() == [2258]
 
 
 def test_a_summary_tells_rate_cv_models_and_tokens():

@@ -75,7 +75,7 @@ GOOD = "0,5,1,Gamma,1,0.2\n"
         (GOOD + GOOD, "line 2, column start_s: another window begins at the same time"),
         (GOOD + "60,5,1,Gamma,1\n", "line 2: 5 cells; start_s, rate, cv, distribution"),
         (GOOD + "x,5,1,Gamma,1,0.2\n", "line 2, column start_s: not a number from 0 to 3.1.*: 'x'"),
-        (GOOD + "1700158624,5,1,Gamma,1,0.2\n", "line 2, column start_s.*Unix time in s"),
+        (GOOD + "1700158624,5,1,Gamma,1,0.2\n", "line 2, column start_s.*it looks like Unix time in s$"),
         (GOOD + "60,-5,1,Gamma,1,0.2\n", "line 2, column rate: not a number from 0 to 100000: '-5'"),
         (GOOD + "60,5,nan,Gamma,1,0.2\n", "line 2, column cv"),
         (GOOD + "60,5,0,Gamma,1,0.2\n", "line 2, column cv: must be at least 0.01"),
