@@ -14,6 +14,7 @@ from alpa_serve.experiments.placement_source import add_placement_flags, experim
 from alpa_serve.experiments.trace_steps import trace_step_counts
 from alpa_serve.export.command_files import FORMATS, format_commands
 from alpa_serve.export.maveriq_commands import SEED, Deploy, maveriq_commands
+from alpa_serve.files import replacing
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None, default_configs: Path = Path("alpase
         text = _text(options)
         if options.output is not None:
             try:
-                options.output.write_text(text, encoding="utf-8")
+                with replacing(options.output) as file:
+                    file.write(text.encode())
             except OSError as error:
                 raise InvalidConfigError(f"--output: {options.output} cannot be written: {error}") from None
             return 0

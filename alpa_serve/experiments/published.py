@@ -25,6 +25,7 @@ from alpa_serve.experiments.maveriq import (
     model_list,
     solve_baseline,
 )
+from alpa_serve.files import replacing
 from alpa_serve.placement import ModelPlacement, ReplicaDeployment
 from alpa_serve.placement_policy import PlacementEvaluator
 from alpa_serve.profiling import ParallelConfig
@@ -258,7 +259,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        options.output.write_text(text, encoding="utf-8")
+        with replacing(options.output) as file:
+            file.write(text.encode())
 
 
 if __name__ == "__main__":

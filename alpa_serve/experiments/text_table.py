@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.trace.csv_columns import read_header
-from alpa_serve.trace.text_batches import csv_rows, is_utf8
+from alpa_serve.trace.text_batches import csv_rows, is_utf8, wrong_width
 
 if TYPE_CHECKING:
     import os
@@ -46,9 +46,7 @@ def read_text_table(path: str | os.PathLike[str], columns: Iterable[str]) -> pd.
     lines, cells = [], []
     for line, row in rows:
         if len(row) > len(header):
-            raise InvalidTraceError(
-                f"{path}: not a CSV file: line {line} has {len(row)} cells where the first row has {len(header)}"
-            )
+            raise InvalidTraceError(wrong_width(path, line, row, header))
         if not all(map(is_utf8, row)):
             raise InvalidTraceError(f"{path}: not a CSV file: line {line} is not UTF-8 text")
         if any(row):

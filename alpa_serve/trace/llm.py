@@ -129,7 +129,8 @@ def load_llm_trace(
     if max_rows is not None:
         check_int(max_rows, "max_rows", minimum=1)
     check_int(seed, "seed", minimum=0)
-    built_in = format is None and columns is None
+    # the built-in traces are of that form; a file of the same name is read where a form is named
+    built_in = columns is None and (format is None or (format == "azure_llm" and not Path(name_or_path).exists()))
     if built_in and str(name_or_path).lower() == POISSON:
         return _first(stepped_poisson(1.0 if scale is None else scale, seed).slice(start, end), max_rows)
     if scale is not None:

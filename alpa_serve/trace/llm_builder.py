@@ -42,9 +42,20 @@ class TraceBuilder:
         Whether arrivals are nanoseconds since 1970 (int64) or seconds on the clock of the file (float64).
     origin : int or None
         Where an axis of dates starts, as far as is known; at the first row if None.
+    max_rate : float
+        Requests per second that a trace with a clock of its own may have.
     """
 
-    def __init__(self, window: TimeWindow, max_rows: int | None, dated: bool, origin: int | None = None) -> None:
+    def __init__(
+        self,
+        window: TimeWindow,
+        max_rows: int | None,
+        dated: bool,
+        origin: int | None = None,
+        *,
+        max_rate: float = MAX_RATE,
+    ) -> None:
+        self._max_rate = max_rate
         self._window = window
         self._limits = None if dated else window.seconds(None)
         self._room = max_rows
@@ -140,10 +151,10 @@ class TraceBuilder:
         if self.is_full or self._num_seen < MIN_ROWS_FOR_RATE:
             return
         span = float(self._last - self._first)
-        if self._num_seen > MAX_RATE * span:
+        if self._num_seen > self._max_rate * span:
             raise InvalidTraceError(
                 f"{path}, column {column}: {self._num_seen} requests within {span:g} s; "
-                f"at most {MAX_RATE:g} a second are plausible, so the unit is likely a longer one"
+                f"at most {self._max_rate:g} a second are plausible, so the unit is likely a longer one"
             )
 
 

@@ -143,6 +143,10 @@ def detect(path: str | os.PathLike[str]) -> str:
 def _detect_json(path: str | os.PathLike[str], number: int, line: str) -> str:
     try:
         keys = json.loads(line).keys()
+    except json.JSONDecodeError as error:
+        raise InvalidTraceError(
+            f"{path}, line {number}, column {error.colno}: not a line of JSON: {error.msg}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InvalidTraceError(f"{path}, line {number}: not a line of JSON: {error}") from None
     if {"timestamp", "input_length"} <= keys:

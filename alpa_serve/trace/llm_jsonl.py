@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from alpa_serve.trace.time_window import TimeWindow
 
 UNIT_OF_FORMAT = {"mooncake": "ms", "bailian": "s"}
+MAX_SERVICE_RATE = 1000.0
+"""Requests per second above which a trace of one of these services, of about 10, is taken to be in another unit."""
+
 LINES_AT_ONCE = 1 << 15
 ARRIVAL, INPUT, OUTPUT = "timestamp", "input_length", "output_length"
 
@@ -39,7 +42,7 @@ def read_jsonl(
         Naming file, line and key (as column) of what cannot be read.
     """
     unit = UNIT_OF_FORMAT[format_name]
-    builder = TraceBuilder(window, max_rows, dated=False)
+    builder = TraceBuilder(window, max_rows, dated=False, max_rate=MAX_SERVICE_RATE)
     with text_stream(path) as stream:
         numbered = enumerate(stream, start=1)
         while not builder.is_full and (lines := list(itertools.islice(numbered, LINES_AT_ONCE))):
@@ -60,6 +63,10 @@ def _rows(path: object, lines: Iterable[tuple[int, str]], unit: str) -> list[tup
             row = json.loads(text.encode("utf-8", "strict"))
         except UnicodeEncodeError:
             raise InvalidTraceError(f"{path}, line {line}: not UTF-8 text") from None
+        except json.JSONDecodeError as error:
+            raise InvalidTraceError(
+                f"{path}, line {line}, column {error.colno}: not a line of JSON: {error.msg}"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise InvalidTraceError(f"{path}, line {line}: not a line of JSON: {error}") from None
         if not isinstance(row, dict):

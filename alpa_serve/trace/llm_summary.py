@@ -70,6 +70,8 @@ class TraceSummary:
             f"  {self.duration_s:.6g} s from {self.first_s:.6g} s on{date}",
             f"  {self.rate:.4g} requests/s, cv {self.cv:.3g}",
         ]
+        if not self.num_requests:
+            return lines[0]
         for what, tokens in (("input", self.input_tokens), ("output", self.output_tokens)):
             shown = tokens and ", ".join(f"p{level} {tokens[level]:g}" for level in PERCENTILES)
             lines.append(f"  {what} tokens: {shown or 'not known'}")

@@ -183,10 +183,21 @@ def _only_row(path: str | os.PathLike[str], width: int) -> list[str] | None:
     return rows[0] if len(rows) == 1 and len(rows[0]) == width and all(map(is_utf8, rows[0])) else None
 
 
+def wrong_width(path: str | os.PathLike[str], line: int, row: Sequence[str], first_row: Sequence[str]) -> str:
+    """Return what is wrong with a row that is wider or narrower than the first one."""
+    place = len(first_row) + 1
+    column = first_row[len(row)].strip() if len(row) < len(first_row) else place
+    return (
+        f"{path}, line {line}, column {column}: the row has {len(row)} cells where the first row has {len(first_row)}"
+    )
+
+
 def _explained(path: str | os.PathLike[str], width: int, problem: str) -> str:
+    first_row = None
     for line, row in csv_rows(path):
+        first_row = row if first_row is None else first_row
         if len(row) != width:
-            return f"{path}: not a CSV file: line {line} has {len(row)} cells where the first row has {width}"
+            return wrong_width(path, line, row, first_row)
         if not all(map(is_utf8, row)):
             return f"{path}: not a CSV file: line {line} is not UTF-8 text"
     return f"{path}: not a CSV file: {problem}"

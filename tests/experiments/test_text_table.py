@@ -109,7 +109,7 @@ def test_a_row_that_is_too_short_lacks_its_last_cells(read, path):
 )
 def test_a_row_that_is_too_long_is_refused_with_its_line(read, rows, line):
     with pytest.raises(
-        InvalidTraceError, match=rf"table\.csv: not a CSV file: line {line} has 3 cells where the first row has 2"
+        InvalidTraceError, match=rf"table\.csv, line {line}, column 3: the row has 3 cells where the first row has 2"
     ):
         read("\n".join(["a,b", *rows]))
 

@@ -25,7 +25,7 @@ a1,f1,3.25,0
 
 
 REFUSED = (
-    r"(: not a CSV file: line \d+ has \d+ cells where the first row has \d+|, line \d+, column \w+: no|"
+    r"(, line \d+, column \w+: the row has \d+ cells where the first row has \d+|, line \d+, column \w+: no|"
     r", line 1: (no column \w+; found |two columns have the same name: \d+$)|: the file is empty|: no row in this file)"
 )
 ODD = ["True", "inf", "1e999", "0x1", "NA", "1 2", "1_0", "٣", "1" + "0" * 30]

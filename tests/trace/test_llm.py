@@ -191,7 +191,7 @@ GOOD = "2023-11-16 18:17:03,1,2\n"
         (HEADER + GOOD + "2023-11-16,1.5,4\n", "line 3, column ContextTokens: not a number of tokens: '1.5'"),
         (HEADER + GOOD + "2023-11-16,many,4\n", "line 3, column ContextTokens: not a number of tokens: 'many'"),
         (HEADER + GOOD + "2023-11-16,inf,4\n", "line 3, column ContextTokens: not a number of tokens: 'inf'"),
-        (HEADER + GOOD + "2023-11-16,1,2,3,4\n", "not a CSV file: .*line 3"),
+        (HEADER + GOOD + "2023-11-16,1,2,3,4\n", "line 3, column 4: the row has 5 cells"),
         (b"\x80\x81\xff\xfe\x00\x01" * 40, "not a CSV file"),
         (b"PK\x03\x04\x14\x00\x00\x00\x08\x00\x00\x00", "not a CSV file|no column TIMESTAMP"),
     ],
@@ -323,3 +323,10 @@ def test_the_poisson_trace_steps_between_a_rate_and_two_and_a_half_times_it(rand
         load_llm_trace("Coding", scale=2)
     with pytest.raises(InvalidConfigError, match="scale"):
         load_llm_trace("poisson", scale=0)
+
+
+def test_a_built_in_trace_may_be_named_with_its_form(tmp_path, monkeypatch):
+    assert len(load_llm_trace("code", "azure_llm")) == len(load_llm_trace("Coding"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code").write_text("TIMESTAMP\n2024-01-01\n")
+    assert len(load_llm_trace("code", "azure_llm")) == 1

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 import random
 import re
@@ -189,7 +190,10 @@ MANY = "arrived_at,num_prefill_tokens,num_decode_tokens\n" + "".join(f"{i / 1e6}
         (b"\xff\xfe\x00", "not a text file"),
         ("HashOwner,HashApp,HashFunction,Trigger,1,2\n", r"AzureFunctions trace 1.*alpa_serve\.trace\.Trace"),
         (AZURE_2023.replace("GeneratedTokens", "ContextTokens"), "line 1: two columns have the same name"),
-        (AZURE_2023.replace("110,27", "110"), "line 4 has 2 cells where the first row has 3"),
+        (
+            AZURE_2023.replace("110,27", "110"),
+            "line 4, column GeneratedTokens: the row has 2 cells where the first row has 3",
+        ),
         (
             AZURE_2023.replace("110,27", "110,-27"),
             "line 4, column GeneratedTokens: not a number of tokens: '-27'; whole",
@@ -225,9 +229,9 @@ MANY = "arrived_at,num_prefill_tokens,num_decode_tokens\n" + "".join(f"{i / 1e6}
         (MOONCAKE.replace("794", "1" + "0" * 400), "line 3, column output_length"),
         (MOONCAKE.replace('"output_length": 794, ', ""), "line 3, column output_length: no such key.*these are there"),
         (MOONCAKE + "[1, 2]\n", r"line 5: not a JSON object: \[1, 2\]"),
-        (MOONCAKE[:-10], "line 4: not a line of JSON"),
+        (MOONCAKE[:-10], r"line 4, column \d+: not a line of JSON"),
         ("\r\n\n\ra,b\n1,2\n", "line 4: no known form of a trace; found the columns a, b"),
-        ('\n\n{"prompt": \n', "line 3: not a line of JSON"),
+        ('\n\n{"prompt": \n', r"line 3, column \d+: not a line of JSON"),
         ('\n{"prompt": 3}\n', "line 2: neither a Mooncake nor a Bailian trace"),
         ('{"prompt": 3}\n', "line 1: neither a Mooncake nor a Bailian trace.*found prompt"),
         (MOONCAKE.encode() + b'{"timestamp": 1, "x": "\xff"}', "line 5: not UTF-8"),
@@ -395,3 +399,13 @@ def test_memory_grows_by_few_bytes_a_request_and_not_with_the_file_for_a_window(
     number, _, peak, _ = measure(path, start=duration / 2, end=duration / 2 + 10)
     assert 500 < number < 2000
     assert peak - base < 2**26
+
+
+def test_a_mooncake_file_in_whole_seconds_is_refused(tmp_path):
+    path = tmp_path / "seconds.jsonl"
+    row = {"input_length": 10, "output_length": 5, "hash_ids": [1]}
+    path.write_text("".join(json.dumps({"timestamp": i // 3, **row}) + "\n" for i in range(3000)))
+    with pytest.raises(
+        InvalidTraceError, match=r"seconds\.jsonl, column timestamp: 3000 requests within 0\.999 s; at most"
+    ):
+        load_llm_trace(path)

@@ -254,3 +254,7 @@ def test_a_table_of_a_trace_is_exact_to_the_nanosecond():
 def test_columns_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(InvalidTraceError, match=message):
         LLMTrace(**arguments)
+
+
+def test_the_summary_of_no_request_says_so():
+    assert str(load_llm_trace("Coding").slice(1e9).describe()) == "Coding: 0 requests"
