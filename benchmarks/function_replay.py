@@ -19,8 +19,8 @@ import numpy as np
 
 from alpa_serve.simulator.arrivals import GammaProcess
 from alpa_serve.trace import Trace, preprocess_azure_v2_trace
-from alpa_serve.trace.azure_functions import V2_FILE
-from alpa_serve.trace.function_fits import fit_gamma_shapes, interval_gaps
+from alpa_serve.trace.functions.fits import fit_gamma_shapes, interval_gaps
+from alpa_serve.trace.functions.raw_files import V2_FILE
 
 DAYS, CV, INTERVAL_S, NUM_MODELS, SEED = 14, 2.0, 600, 32, 1
 NUM_FUNCTIONS = 400

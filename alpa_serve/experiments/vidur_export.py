@@ -12,8 +12,8 @@ from alpa_serve.export.vidur_run import HUB_NAMES, PROFILED_BY_VIDUR, vidur_comm
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.simulator.columnar_workload import Workload
 from alpa_serve.simulator.simulation import simulate
-from alpa_serve.trace.llm_trace import LLMTrace
-from alpa_serve.trace.llm_writers import check_for_vidur
+from alpa_serve.trace.llm.trace import LLMTrace
+from alpa_serve.trace.llm.writers import check_for_vidur
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -81,7 +81,7 @@ def model_slo(model_name: str, output_length: float, slo_scale: float) -> float:
 
 @runtime_checkable
 class FrameTrace(Protocol):
-    """A trace that can be made a table, such as :class:`~alpa_serve.trace.llm_trace.LLMTrace`."""
+    """A trace that can be made a table, such as :class:`~alpa_serve.trace.llm.trace.LLMTrace`."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table with a column TIMESTAMP of dates, and those of the token counts if they are known."""

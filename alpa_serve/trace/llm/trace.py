@@ -10,9 +10,9 @@ from alpa_serve.errors import InvalidTraceError
 from alpa_serve.simulator.arrivals import check_expected_count
 from alpa_serve.simulator.columns import MAX_TOKENS, is_token_count
 from alpa_serve.simulator.trace_tokens import TRACE_TOKEN_COLUMNS
-from alpa_serve.trace.llm_summary import TraceSummary, plot, summarize
-from alpa_serve.trace.llm_workload import make_workload
-from alpa_serve.trace.llm_writers import write_azure, write_vidur
+from alpa_serve.trace.llm.assignment import make_workload
+from alpa_serve.trace.llm.summary import TraceSummary, plot, summarize
+from alpa_serve.trace.llm.writers import write_azure, write_vidur
 from alpa_serve.trace.time_window import TimeWindow, whole_ns
 from alpa_serve.validation import check_int, check_real
 

@@ -15,7 +15,7 @@ from alpa_serve.validation import check_int, check_known, check_real
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from alpa_serve.trace.llm_trace import LLMTrace
+    from alpa_serve.trace.llm.trace import LLMTrace
 
 ASSIGNMENTS = ("uniform", "weights", "column")
 """How models are chosen for requests."""
@@ -34,7 +34,7 @@ def make_workload(
     weights: Sequence[float] | Mapping[str, float] | None,
     seed: int,
 ) -> Workload:
-    """Return a workload, as :meth:`~alpa_serve.trace.llm_trace.LLMTrace.to_workload` says."""
+    """Return a workload, as :meth:`~alpa_serve.trace.llm.trace.LLMTrace.to_workload` says."""
     check_known(assign, ASSIGNMENTS, "assign")
     check_int(seed, "seed", minimum=0)
     names = _model_names(models, assign)

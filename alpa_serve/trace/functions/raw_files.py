@@ -20,8 +20,8 @@ import numpy as np
 from alpa_serve.errors import InvalidConfigError, InvalidTraceError
 from alpa_serve.trace.cells import check_cells, numbers, whole_numbers
 from alpa_serve.trace.csv_columns import NameCodes, Parsed, read_columns, read_header
-from alpa_serve.trace.function_cache import load_trace, save_trace
-from alpa_serve.trace.function_table import (
+from alpa_serve.trace.functions.cache import load_trace, save_trace
+from alpa_serve.trace.functions.table import (
     AZURE_V1,
     AZURE_V2,
     MAX_COUNT,

@@ -10,7 +10,7 @@ import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.safe_pickle import NumberArray, SafeUnpickler
-from alpa_serve.trace.function_table import MAX_COUNT, MAX_TIME_S, MINUTES_PER_DAY, TRACE_MINUTES, FunctionTable
+from alpa_serve.trace.functions.table import MAX_COUNT, MAX_TIME_S, MINUTES_PER_DAY, TRACE_MINUTES, FunctionTable
 
 if TYPE_CHECKING:
     from pathlib import Path

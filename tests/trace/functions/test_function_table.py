@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidTraceError
-from alpa_serve.trace.function_table import FunctionTable
+from alpa_serve.trace.functions.table import FunctionTable
 
 
 def table_of_counts(dense):

@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidTraceError
-from alpa_serve.trace import function_cache, load_trace
-from alpa_serve.trace.function_cache import FORMAT, save_trace
-from alpa_serve.trace.function_table import FunctionTable
+from alpa_serve.trace import load_trace
+from alpa_serve.trace.functions import cache as function_cache
+from alpa_serve.trace.functions.cache import FORMAT, save_trace
+from alpa_serve.trace.functions.table import FunctionTable
 
 COUNTS = FunctionTable.of_runs(["a", "ä/,\n", "none"], [[0, 5], [1439], []], [[1, 2], [3], []], 1440)
 SECONDS = FunctionTable.of_runs(["a", "b"], [np.array([-1.0, 0.1, 0.1]), np.array([])], None, 20160)

@@ -29,7 +29,7 @@ class CsvForm:
     arrival_s : str
         Column of the arrival.
     unit : str
-        One of :data:`~alpa_serve.trace.units.UNITS`.
+        One of :data:`~alpa_serve.trace.llm.units.UNITS`.
     model : tuple of str
         Columns that name the model together.
     input_tokens, output_tokens, num_images : str or None

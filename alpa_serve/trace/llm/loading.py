@@ -1,4 +1,4 @@
-"""Traces of LLM requests: built in, or read from the files in which the field publishes them."""
+"""Loading a trace of LLM requests: a built-in one, or a file of any form in which the field publishes them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alpa_serve.errors import InvalidConfigError, UnknownNameError
-from alpa_serve.trace.built_in import (
+from alpa_serve.trace.llm.built_in import (
     BUILT_IN_TRACES,
     POISSON,
-    POISSON_DURATION_S,
     is_built_in,
-    minute_counts,
     recorded,
     stepped_poisson,
-    token_percentiles,
 )
-from alpa_serve.trace.llm_csv import read_csv
-from alpa_serve.trace.llm_formats import (
+from alpa_serve.trace.llm.csv_reader import read_csv
+from alpa_serve.trace.llm.formats import (
     CSV_FORMS,
     FORMATS,
     JSON_FORMATS,
@@ -27,12 +24,11 @@ from alpa_serve.trace.llm_formats import (
     detect,
     refuse_other_files,
 )
-from alpa_serve.trace.llm_jsonl import read_jsonl
-from alpa_serve.trace.llm_summary import TraceSummary
-from alpa_serve.trace.llm_trace import LLMTrace
-from alpa_serve.trace.servegen import read_servegen
+from alpa_serve.trace.llm.jsonl_reader import read_jsonl
+from alpa_serve.trace.llm.servegen import read_servegen
+from alpa_serve.trace.llm.trace import LLMTrace
+from alpa_serve.trace.llm.units import UNITS
 from alpa_serve.trace.time_window import TimeWindow
-from alpa_serve.trace.units import UNITS
 from alpa_serve.validation import check_int, check_known
 
 if TYPE_CHECKING:
@@ -42,19 +38,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from alpa_serve.trace.time_window import Moment
-
-__all__ = [
-    "BUILT_IN_TRACES",
-    "FORMATS",
-    "POISSON",
-    "POISSON_DURATION_S",
-    "LLMTrace",
-    "TraceSummary",
-    "load_azure_llm_trace",
-    "load_llm_trace",
-    "minute_counts",
-    "token_percentiles",
-]
 
 COLUMNS = ("arrival_s", "model", "input_tokens", "output_tokens", "num_images")
 """What columns of a CSV file can be named for."""

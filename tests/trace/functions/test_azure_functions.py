@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidConfigError, InvalidTraceError, UnknownNameError
 from alpa_serve.trace import Trace, load_trace, preprocess_azure_v1_trace, preprocess_azure_v2_trace
-from alpa_serve.trace.azure_functions import V1_FILE, V2_FILE
-from alpa_serve.trace.function_table import MAX_TIME_S, TRACE_DAYS, TRACE_MINUTES
+from alpa_serve.trace.functions.raw_files import V1_FILE, V2_FILE
+from alpa_serve.trace.functions.table import MAX_TIME_S, TRACE_DAYS, TRACE_MINUTES
 
 DAY1 = [("o1", "a1", "f1", {1: 5, 1440: 2}), ("o1", "a2", "f1", {3: 1}), ("o2", "a1", "idle", {})]
 DAY2 = [("o2", "a3", "f2", {1: 7}), ("o1", "a1", "f1", {1: 4, 2: 1})]

@@ -20,7 +20,7 @@ from alpa_serve.errors import InvalidConfigError, InvalidTraceError, UnknownName
 from alpa_serve.trace import text_batches
 from alpa_serve.trace.llm import load_llm_trace
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture(scope="module")

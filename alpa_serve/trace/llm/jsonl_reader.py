@@ -12,15 +12,15 @@ import numpy as np
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.simulator.columns import MAX_TOKENS
 from alpa_serve.trace.cells import TOKENS_HINT, BadCellError
-from alpa_serve.trace.llm_builder import MAX_SPAN_S, TraceBuilder
+from alpa_serve.trace.llm.builder import MAX_SPAN_S, TraceBuilder
+from alpa_serve.trace.llm.units import SECONDS, unit_hint
 from alpa_serve.trace.text_batches import text_stream
-from alpa_serve.trace.units import SECONDS, unit_hint
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from alpa_serve.trace.llm_trace import LLMTrace
+    from alpa_serve.trace.llm.trace import LLMTrace
     from alpa_serve.trace.time_window import TimeWindow
 
 UNIT_OF_FORMAT = {"mooncake": "ms", "bailian": "s"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from alpa_serve.trace.llm_trace import LLMTrace
+    from alpa_serve.trace.llm.trace import LLMTrace
 
 ROWS_AT_ONCE = 1 << 18
 _NS_PER_TICK = 100

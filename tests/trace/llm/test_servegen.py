@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.trace.llm import load_llm_trace
-from alpa_serve.trace.servegen import weibull_shape
+from alpa_serve.trace.llm.servegen import weibull_shape
 
 
 @pytest.fixture(scope="module")

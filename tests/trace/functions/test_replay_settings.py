@@ -3,7 +3,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from alpa_serve.trace.replay_settings import ReplaySettings
+from alpa_serve.trace.functions.replay_settings import ReplaySettings
 
 SETTINGS = {
     "trace_name": "azure_v2",

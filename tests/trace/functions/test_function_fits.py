@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpa_serve.simulator.arrivals import MIN_CV
-from alpa_serve.trace.function_fits import (
+from alpa_serve.trace.functions.fits import (
     estimate_exponential,
     estimate_gamma,
     estimate_pareto,

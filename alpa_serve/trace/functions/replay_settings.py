@@ -18,15 +18,15 @@ from alpa_serve.simulator.arrivals import (
     PoissonProcess,
     check_expected_count,
 )
-from alpa_serve.trace.function_fits import (
+from alpa_serve.trace.functions.fits import (
     MIN_GAPS,
     fit_gamma_shapes,
     fit_pareto_shapes,
     fit_rates,
     interval_gaps,
 )
-from alpa_serve.trace.function_table import AZURE_V1, AZURE_V2
-from alpa_serve.trace.replay import TraceReplay
+from alpa_serve.trace.functions.replay import TraceReplay
+from alpa_serve.trace.functions.table import AZURE_V1, AZURE_V2
 from alpa_serve.validation import check_int, check_known, check_real
 
 if TYPE_CHECKING:

@@ -14,17 +14,17 @@ import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.simulator.arrivals import MAX_CV, MAX_REQUESTS
-from alpa_serve.trace.llm_builder import MAX_RATE, MAX_SPAN_S, TraceBuilder
-from alpa_serve.trace.llm_formats import SERVEGEN_CELLS
+from alpa_serve.trace.llm.builder import MAX_RATE, MAX_SPAN_S, TraceBuilder
+from alpa_serve.trace.llm.formats import SERVEGEN_CELLS
+from alpa_serve.trace.llm.units import unit_hint
 from alpa_serve.trace.text_batches import csv_rows
-from alpa_serve.trace.units import unit_hint
 
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
 
-    from alpa_serve.trace.llm_trace import LLMTrace
+    from alpa_serve.trace.llm.trace import LLMTrace
     from alpa_serve.trace.time_window import TimeWindow
 
 COLUMNS = ("start_s", "rate", "cv", "distribution", "parameter 1", "parameter 2")

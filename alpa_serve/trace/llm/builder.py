@@ -9,7 +9,7 @@ import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.simulator.trace_workload import MAX_TRACE_MINUTES
-from alpa_serve.trace.llm_trace import LLMTrace
+from alpa_serve.trace.llm.trace import LLMTrace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alpa_serve.trace import Trace
-from alpa_serve.trace.azure_functions import V1_FILE, V2_FILE
+from alpa_serve.trace.functions.raw_files import V1_FILE, V2_FILE
 
 MINUTES = [str(minute) for minute in range(1, 1441)]
 

@@ -15,7 +15,7 @@ import numpy as np
 from alpa_serve.errors import InvalidTraceError, UnknownNameError
 from alpa_serve.simulator.arrivals import check_expected_count
 from alpa_serve.simulator.trace_tokens import TRACE_TOKEN_COLUMNS, TokenPercentiles
-from alpa_serve.trace.llm_trace import LLMTrace
+from alpa_serve.trace.llm.trace import LLMTrace
 from alpa_serve.validation import check_real
 
 if TYPE_CHECKING:

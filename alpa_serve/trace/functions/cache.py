@@ -10,8 +10,8 @@ import numpy as np
 
 from alpa_serve.errors import InvalidTraceError
 from alpa_serve.files import replacing
-from alpa_serve.trace.function_pickle import read_pickle
-from alpa_serve.trace.function_table import TRACE_MINUTES, FunctionTable
+from alpa_serve.trace.functions.pickles import read_pickle
+from alpa_serve.trace.functions.table import TRACE_MINUTES, FunctionTable
 
 if TYPE_CHECKING:
     import os

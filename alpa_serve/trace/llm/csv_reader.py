@@ -8,16 +8,16 @@ import numpy as np
 
 from alpa_serve.trace.cells import check_cells, counts, dates, numbers
 from alpa_serve.trace.csv_columns import NameCodes, read_columns, read_header
-from alpa_serve.trace.llm_builder import MAX_SPAN_S, TraceBuilder
-from alpa_serve.trace.llm_formats import CsvForm
-from alpa_serve.trace.units import SECONDS, UNIX_SECONDS, likely_unit, unit_hint
+from alpa_serve.trace.llm.builder import MAX_SPAN_S, TraceBuilder
+from alpa_serve.trace.llm.formats import CsvForm
+from alpa_serve.trace.llm.units import SECONDS, UNIX_SECONDS, likely_unit, unit_hint
 
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
 
-    from alpa_serve.trace.llm_trace import LLMTrace
+    from alpa_serve.trace.llm.trace import LLMTrace
     from alpa_serve.trace.time_window import TimeWindow
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError
-from alpa_serve.trace.azure_functions import open_trace
-from alpa_serve.trace.function_fits import estimate_exponential, estimate_gamma, estimate_pareto
-from alpa_serve.trace.function_table import MINUTES_PER_DAY, TRACE_NAMES, FunctionTable
-from alpa_serve.trace.replay import TraceReplay
-from alpa_serve.trace.replay_settings import ReplaySettings
+from alpa_serve.trace.functions.fits import estimate_exponential, estimate_gamma, estimate_pareto
+from alpa_serve.trace.functions.raw_files import open_trace
+from alpa_serve.trace.functions.replay import TraceReplay
+from alpa_serve.trace.functions.replay_settings import ReplaySettings
+from alpa_serve.trace.functions.table import MINUTES_PER_DAY, TRACE_NAMES, FunctionTable
 from alpa_serve.validation import check_known
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from alpa_serve.trace.llm_trace import LLMTrace
+    from alpa_serve.trace.llm.trace import LLMTrace
 
 PERCENTILES = (0, 50, 90, 99, 100)
 """Those of the token counts that a summary holds."""
@@ -114,7 +114,7 @@ def _percentiles(tokens: NDArray[np.int32] | None) -> dict[int, float] | None:
 
 
 def plot(trace: LLMTrace, ax: Axes | None = None) -> Figure:
-    """Draw a trace, as :meth:`~alpa_serve.trace.llm_trace.LLMTrace.plot` says."""
+    """Draw a trace, as :meth:`~alpa_serve.trace.llm.trace.LLMTrace.plot` says."""
     if not len(trace):
         raise InvalidTraceError(f"{trace.name}: no request to draw")
     histograms = []
