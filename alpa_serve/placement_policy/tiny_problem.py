@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alpa_serve.placement import ClusterEnv, ModelData
-from alpa_serve.profiles.result import PrefillDecode
+from alpa_serve.profiles.prefill_decode import PrefillDecode
 from alpa_serve.profiling import ParallelConfig, ProfilingResult
 from alpa_serve.simulator.columnar_workload import Workload
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError, UnknownNameError
-from alpa_serve.profiles.result import ParallelConfig, PrefillDecode, ProfilingResult, check_parallel_config
+from alpa_serve.profiles.prefill_decode import PrefillDecode
+from alpa_serve.profiles.result import ParallelConfig, ProfilingResult, check_parallel_config
 from alpa_serve.validation import check_int, check_known
 
 if TYPE_CHECKING:

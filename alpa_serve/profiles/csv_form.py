@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from alpa_serve.errors import InvalidProfileError
 from alpa_serve.files import replacing
 from alpa_serve.profiles.csv_rows import CsvRow, read_rows
-from alpa_serve.profiles.result import ORIGIN_FIELDS, ParallelConfig, PrefillDecode, ProfilingResult
+from alpa_serve.profiles.prefill_decode import PrefillDecode
+from alpa_serve.profiles.result import ORIGIN_FIELDS, ParallelConfig, ProfilingResult
 
 if TYPE_CHECKING:
     import os

@@ -14,7 +14,8 @@ from importlib import resources
 from typing import NamedTuple
 
 from alpa_serve.errors import InvalidConfigError
-from alpa_serve.profiles.result import ParallelConfig, PrefillDecode, ProfilingResult
+from alpa_serve.profiles.prefill_decode import PrefillDecode
+from alpa_serve.profiles.result import ParallelConfig, ProfilingResult
 from alpa_serve.util import GB
 from alpa_serve.validation import check_known
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError
 from alpa_serve.profiles import maveriq
 from alpa_serve.profiles.csv_rows import CsvRow, read_rows
-from alpa_serve.profiles.result import LARGEST_DEVICE, ParallelConfig, PrefillDecode, ProfilingResult
+from alpa_serve.profiles.prefill_decode import PrefillDecode
+from alpa_serve.profiles.result import LARGEST_DEVICE, ParallelConfig, ProfilingResult
 from alpa_serve.util import GB
 from alpa_serve.validation import check_int, check_known
 

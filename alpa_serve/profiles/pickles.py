@@ -11,7 +11,8 @@ import reprlib
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidProfileError
-from alpa_serve.profiles.result import ORIGIN_FIELDS, PrefillDecode, ProfilingResult, check_parallel_config
+from alpa_serve.profiles.prefill_decode import PrefillDecode
+from alpa_serve.profiles.result import ORIGIN_FIELDS, ProfilingResult, check_parallel_config
 from alpa_serve.safe_pickle import OBJECT_BASE, TUPLE_BASE, NumberList, SafeUnpickler
 from alpa_serve.validation import check_int, check_real
 

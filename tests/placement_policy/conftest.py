@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alpa_serve.placement import ClusterEnv, ModelData
 from alpa_serve.placement_policy.search_parts import MixedProblem, PreparedProblem, possible_configs
-from alpa_serve.profiles.result import PrefillDecode
+from alpa_serve.profiles.prefill_decode import PrefillDecode
 from alpa_serve.profiling import ParallelConfig, ProfilingResult
 from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.simulator.workload import Workload

@@ -11,7 +11,7 @@ from alpa_serve.placement import ClusterEnv, ModelData, ModelPlacement
 from alpa_serve.placement_policy import PlacementEvaluator, placement_upper_bound
 from alpa_serve.placement_policy.capacity_bound import capacity_bound
 from alpa_serve.placement_policy.group_jobs import BoundProblem
-from alpa_serve.profiles.result import PrefillDecode
+from alpa_serve.profiles.prefill_decode import PrefillDecode
 from alpa_serve.profiling import ParallelConfig, ProfilingResult
 from alpa_serve.scheduling import ALPASERVE, MAVERIQ
 from alpa_serve.simulator.arrivals import DeterministicProcess

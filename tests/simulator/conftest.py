@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from alpa_serve.placement import ModelData, ModelPlacement
-from alpa_serve.profiles.result import PrefillDecode
+from alpa_serve.profiles.prefill_decode import PrefillDecode
 from alpa_serve.profiling import ParallelConfig
 from alpa_serve.simulator import groups as engine_groups
 from alpa_serve.simulator.fast import simulate_counts
