@@ -7,12 +7,10 @@ it needs neither a GPU nor the network.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
 import json
 import logging
-import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError, UnknownNameError
+from alpa_serve.profiles.model_folder import snapshot
 from alpa_serve.profiles.prefill_decode import PrefillDecode
 from alpa_serve.profiles.result import ParallelConfig, ProfilingResult, check_parallel_config
 from alpa_serve.validation import check_int, check_known
@@ -40,9 +39,6 @@ _QUANT_MODES = {
     "kvcache_quant_mode": "KVCacheQuantMode",
     "fmha_quant_mode": "FMHAQuantMode",
 }
-_MODEL_FILES = ("config.json", "hf_quant_config.json")
-"""What the package reads of a model's folder."""
-
 # the memory estimate is asked for its parts alone, so there must be room for any model
 _AMPLE_MEMORY = 2**44
 _MS = 1e-3
@@ -273,33 +269,13 @@ def _check_model(model: str | os.PathLike[str]) -> str:
             raise InvalidProfileError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from None
         except UnicodeDecodeError as error:
             raise InvalidProfileError(f"{path}: not a text file: {error}") from None
-        return str(_snapshot(path.parent))
+        return str(snapshot(path.parent))
     if Path(model).is_dir():
         raise InvalidConfigError(f"folder {model}: there is no config.json in it, which tells what the model is")
     try:
         return check_known(model, model_names(), "model of aiconfigurator")
     except UnknownNameError as error:
         raise UnknownNameError(f"{error}; or give a folder with the model's config.json") from None
-
-
-@cache
-def _snapshots() -> tempfile.TemporaryDirectory[str]:
-    """Return the folder of the snapshots, which goes with the process."""
-    return tempfile.TemporaryDirectory(prefix="alpa_serve-")
-
-
-def _snapshot(folder: Path) -> Path:
-    """Return a copy of what describes a model, in a folder named by its content.
-
-    The package remembers models by their path, and would go on with a config.json that has changed since.
-    """
-    contents = {name: (folder / name).read_bytes() for name in _MODEL_FILES if (folder / name).is_file()}
-    digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
-    copy = Path(_snapshots().name) / digest
-    copy.mkdir(exist_ok=True)
-    for name, content in contents.items():
-        (copy / name).write_bytes(content)
-    return copy
 
 
 def _check_system(system: str, backend: str, version: str) -> tuple[str, str, str]:
