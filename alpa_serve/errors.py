@@ -48,6 +48,38 @@ class WorkerError(AlpaServeError, RuntimeError):
     """Processes that a search should run on cannot be started or reached, or die over and over."""
 
 
+class ServingError(AlpaServeError, RuntimeError):
+    """A request to a running service has no answer; its subclasses say why."""
+
+
+class InvalidRequestError(ServingError, ValueError):
+    """A request is not what the endpoint, or the model, takes (HTTP 400). Models may raise it."""
+
+
+class ModelNotFoundError(ServingError):
+    """No model of this name is registered (HTTP 404)."""
+
+
+class RequestRejectedError(ServingError):
+    """A request was not admitted because it cannot meet its SLO."""
+
+
+class OverloadedError(ServingError):
+    """As many requests wait as may wait, or none is taken now; later there may be room (HTTP 503)."""
+
+
+class GroupLostError(ServingError):
+    """The groups that a request was given to died, or none that holds its model came up in time (HTTP 503)."""
+
+
+class RequestTimeoutError(ServingError):
+    """A model took longer than a request may take (HTTP 504)."""
+
+
+class ModelFailedError(ServingError):
+    """The code of a model raised an error (HTTP 500), or the server that it stands for did."""
+
+
 class SearchInterrupted(KeyboardInterrupt):
     """A search was stopped from the keyboard; the best it had is attached.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, UnknownNameError
 from alpa_serve.experiments.maveriq import MODEL_SETS, PUBLISHED_CLUSTER, Experiment, model_list
 from alpa_serve.experiments.published import format_replica, read_entries
-from alpa_serve.export.placement_json import read_placement
+from alpa_serve.placement_json import read_placement
 from alpa_serve.validation import check_known, check_real
 
 if TYPE_CHECKING:

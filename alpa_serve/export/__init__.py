@@ -1,1 +1,1 @@
-"""A placement in the words of other systems: MaverIQ's timed commands, a run of Vidur, a JSON document."""
+"""A placement in the words of other systems: MaverIQ's timed commands, a run of Vidur."""

@@ -10,9 +10,9 @@ import numpy as np
 from alpa_serve.errors import InvalidConfigError
 from alpa_serve.profiling import ProfilingResult
 from alpa_serve.scheduling import ALPASERVE
+from alpa_serve.scheduling.registry import check_new_group, check_new_name, check_replica
 from alpa_serve.simulator.fast import check_batching
 from alpa_serve.simulator.problem import ModelTable, RequestTable
-from alpa_serve.simulator.registry import check_new_group, check_new_name, check_replica
 from alpa_serve.simulator.simulation import simulate_segments
 from alpa_serve.simulator.stats import DEFAULT_WARMUP, compute_stats, goodput_stats, request_rate
 from alpa_serve.simulator.util import install_remote_methods

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidWorkloadError
 from alpa_serve.scheduling import ALPASERVE, Scheduler, check_rules
+from alpa_serve.scheduling.registry import CreateInfo, check_new_group, check_new_name, check_replica
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, ready_at
 from alpa_serve.simulator.delays import MARGIN_DEVIATIONS, RESPONSE_SHARE, draw_delays
 from alpa_serve.simulator.event_loop import current_loop, go_on_at
-from alpa_serve.simulator.group_manager import CreateInfo, GroupManager
-from alpa_serve.simulator.registry import check_new_group, check_new_name, check_replica
+from alpa_serve.simulator.group_manager import GroupManager
 from alpa_serve.simulator.util import install_remote_methods
 from alpa_serve.util import inf
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
@@ -12,26 +11,11 @@ from alpa_serve.simulator.event_loop import current_loop, go_on_at, sleep_until
 from alpa_serve.simulator.executable import Executable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from alpa_serve.scheduling import ServingRules
+    from alpa_serve.scheduling.registry import CreateInfo
     from alpa_serve.simulator.cluster import Shape
-
-
-@dataclass(frozen=True)
-class CreateInfo:
-    """How to make a replica of a model.
-
-    Attributes
-    ----------
-    model_def : callable
-    init_args : tuple
-    init_kwargs : dict
-    """
-
-    model_def: Callable[..., Any]
-    init_args: tuple[Any, ...] = ()
-    init_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class GroupManager:

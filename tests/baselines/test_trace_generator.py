@@ -17,7 +17,7 @@ from alpa_serve.experiments.published import parse_entries, read_entries
 from alpa_serve.experiments.trace_steps import trace_step_counts
 from alpa_serve.export.command_files import parse_commands
 from alpa_serve.export.maveriq_commands import Deploy, Send
-from alpa_serve.export.placement_json import to_json
+from alpa_serve.placement_json import to_json
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = read_entries(ROOT / "alpaserve_configs.txt")

@@ -1,13 +1,30 @@
-"""Checks of AlpaServe's registration calls, for every controller that takes them."""
+"""AlpaServe's registration calls: what they carry, and their checks, for every controller that takes them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
+
+
+@dataclass(frozen=True)
+class CreateInfo:
+    """How to make a replica of a model.
+
+    Attributes
+    ----------
+    model_def : callable
+    init_args : tuple
+    init_kwargs : dict
+    """
+
+    model_def: Callable[..., Any]
+    init_args: tuple[Any, ...] = ()
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 def check_new_name(name: str, known: Collection[str], override: bool) -> None:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
-from alpa_serve.export.placement_json import from_json, read_placement, to_json
 from alpa_serve.placement import ModelPlacement
+from alpa_serve.placement_json import from_json, read_placement, to_json
 from alpa_serve.profiling import ParallelConfig
 
 NAMES = ["m1", "m2", 'odd "name"']

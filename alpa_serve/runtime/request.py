@@ -1,0 +1,120 @@
+"""A request as models see it, and what the runtime reads of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from alpa_serve.errors import InvalidRequestError
+
+ALPASERVE_ENDPOINT = ""
+"""The endpoint of requests that come by AlpaServe's ``POST /`` or over Ray."""
+
+COMPLETIONS, CHAT_COMPLETIONS = "completions", "chat/completions"
+"""The endpoints of OpenAI's API that are forwarded to models."""
+
+LARGEST_TOKEN_COUNT = 10**9
+"""Tokens that no request has."""
+
+
+class ServeRequest(dict[str, Any]):
+    """The JSON object that was posted: a dict, of which ``await request.json()`` gives a plain copy.
+
+    Attributes
+    ----------
+    endpoint : str
+        Where it was posted: :data:`ALPASERVE_ENDPOINT`, :data:`COMPLETIONS` or :data:`CHAT_COMPLETIONS`.
+    model : str
+        Name of the model that is to answer.
+    slo : float
+        Seconds from `sent` within which the answer is wanted; infinity if the object has no ``"slo"``.
+    sent : float
+        When it was sent, in seconds of this machine's :func:`time.time`: ``"submit_time"``, but not later than its
+        coming in, or else when it came in.
+    input_tokens, output_tokens : int or None
+        Length of the prompt and of the answer, where the object or the endpoint tells.
+    """
+
+    endpoint: str
+    model: str
+    slo: float
+    sent: float
+    input_tokens: int | None
+    output_tokens: int | None
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        *,
+        endpoint: str = ALPASERVE_ENDPOINT,
+        model: str | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> None:
+        """Check what the runtime reads.
+
+        Parameters
+        ----------
+        fields : mapping
+            The object.
+        endpoint : str
+        model : str, optional
+            In place of ``fields["model"]``.
+        input_tokens, output_tokens : int, optional
+            Used where the object has none itself.
+
+        Raises
+        ------
+        InvalidRequestError
+            If it names no model, or a field that the runtime reads is not of its kind.
+        """
+        super().__init__(fields)
+        now = time.time()
+        name = self.get("model") if model is None else model
+        if not isinstance(name, str) or not name:
+            raise InvalidRequestError(f'"model" must be the name of a model, got {_short(name)}')
+        self.endpoint = endpoint
+        self.model = name
+        slo = self._number("slo")
+        if slo is not None and slo < 0:
+            raise InvalidRequestError(f'"slo" must be seconds >= 0, got {slo:g}')
+        self.slo = math.inf if slo is None else slo
+        submitted = self._number("submit_time")
+        # a clock that is ahead would grant the request more time than it has
+        self.sent = now if submitted is None else min(submitted, now)
+        self.input_tokens = self._tokens("input_tokens", input_tokens)
+        self.output_tokens = self._tokens("output_tokens", output_tokens)
+
+    async def json(self) -> dict[str, Any]:
+        """Return the object that was posted."""
+        return dict(self)
+
+    def _number(self, key: str) -> float | None:
+        value = self.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InvalidRequestError(f'"{key}" must be a number, got {_short(value)}')
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise InvalidRequestError(f'"{key}" must be a finite number, got {_short(value)}')
+        return number
+
+    def _tokens(self, key: str, default: int | None) -> int | None:
+        value = self.get(key, default)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_TOKEN_COUNT:
+            raise InvalidRequestError(f'"{key}" must be a whole number of tokens >= 0, got {_short(value)}')
+        return value
+
+
+def _short(value: object) -> str:
+    """Return `value` as messages to clients show it: what they sent comes back to them, but not all of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
