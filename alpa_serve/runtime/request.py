@@ -35,6 +35,8 @@ class ServeRequest(dict[str, Any]):
         coming in, or else when it came in.
     input_tokens, output_tokens : int or None
         Length of the prompt and of the answer, where the object or the endpoint tells.
+    queue_s : float
+        Seconds that the request waited in its group before its replica began with it; set by models that know.
     """
 
     endpoint: str
@@ -43,6 +45,7 @@ class ServeRequest(dict[str, Any]):
     sent: float
     input_tokens: int | None
     output_tokens: int | None
+    queue_s: float = 0.0
 
     def __init__(
         self,
