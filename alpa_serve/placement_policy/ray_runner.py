@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import pickle
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import traceback
@@ -19,6 +17,7 @@ import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, WorkerError
 from alpa_serve.placement_policy.part_runner import BaseRunner, Part, Result, never_stopped
+from alpa_serve.ray_connection import connect, first_line, import_ray
 from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 4
 """How often a part is begun before the deaths of its workers are taken for the part's own fault."""
-
-JOIN_TIMEOUT_S = 30.0
-"""How long joining a cluster may take. Ray itself tries for two minutes, and then ends the process."""
 
 CANCEL_GRACE_S = 2.0
 """How long a cancelled part may take to notice, before its worker is killed."""
@@ -85,7 +81,7 @@ class RayRunner(BaseRunner[Part, Result]):
     ) -> None:
         super().__init__()
         self._num_workers = check_int(num_workers, "num_workers", minimum=1)
-        self._ray = _import_ray()
+        self._ray = import_ray()
         try:
             pickled = self._ray.cloudpickle.dumps((work, prepare, problem), pickle.HIGHEST_PROTOCOL)
         except (TypeError, AttributeError, pickle.PicklingError) as error:
@@ -93,7 +89,7 @@ class RayRunner(BaseRunner[Part, Result]):
                 f"the work and its problem must be picklable to reach worker processes: {error}"
             ) from error
         self._sigterm = signal.getsignal(signal.SIGTERM)
-        self._owns_ray = _connect(self._ray, self._num_workers, address)
+        self._owns_ray = connect(self._ray, self._num_workers, address)
         try:
             self._task = self._ray.remote(num_cpus=1, max_retries=0)(_run_part)
             # as an array, a worker reads it from the object store without a copy
@@ -149,17 +145,17 @@ class RayRunner(BaseRunner[Part, Result]):
         try:
             outcome = self._ray.get(ref)
         except deaths as error:
-            raise _WorkerDiedError(_first_line(error)) from error
+            raise _WorkerDiedError(first_line(error)) from error
         except errors.RayTaskError as error:
             # the work's own exceptions come as outcomes
             if isinstance(error.cause, deaths):
-                raise _WorkerDiedError(_first_line(error.cause)) from error
+                raise _WorkerDiedError(first_line(error.cause)) from error
             raise WorkerError(
                 f"a worker process could not begin a part: {type(error.cause).__name__}: {error.cause}; are Python, "
                 "alpa_serve and the modules of the work installed there in the same versions?"
             ) from error
         except errors.RayError as error:
-            raise WorkerError(f"Ray failed to run a part: {_first_line(error)}") from error
+            raise WorkerError(f"Ray failed to run a part: {first_line(error)}") from error
         failure, value = pickle.loads(outcome)
         if failure is not None:
             raise value from _RemoteTracebackError(failure)
@@ -231,7 +227,7 @@ _PREPARED: dict[str, tuple[Work[Any, Any], Any]] = {}
 
 def _prepared(origin: _Origin) -> tuple[Work[Any, Any], Any]:
     if origin.key not in _PREPARED:
-        ray = _import_ray()
+        ray = import_ray()
         # frees the old problem before there is a new one
         _PREPARED.clear()
         sys.path += [path for path in origin.import_path if path not in sys.path]
@@ -248,7 +244,7 @@ def _run_part(origin: _Origin, part: bytes) -> bytes:
     bytes
         Pickled (None, result), or (traceback, exception) if the work raised one.
     """
-    ray = _import_ray()
+    ray = import_ray()
     dumps = ray.cloudpickle.dumps
     try:
         work, problem = _prepared(origin)
@@ -266,78 +262,3 @@ def _run_part(origin: _Origin, part: bytes) -> bytes:
             )
             outcome = dumps((trace, told), pickle.HIGHEST_PROTOCOL)
     return outcome
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.cloudpickle
-        import ray.exceptions
-    except ImportError as error:
-        raise WorkerError(
-            f"worker processes need the package ray, which cannot be imported ({error}): pip install 'ray>=2.40', "
-            "or use one worker"
-        ) from error
-    return ray
-
-
-def _connect(ray: Any, num_workers: int, address: str | None) -> bool:
-    """Have Ray initialised in this process; return whether it was not before."""
-    if ray.is_initialized():
-        joined = ray.get_runtime_context().gcs_address
-        if address not in (None, "auto", joined):
-            raise WorkerError(
-                f"this process is connected to the Ray at {joined} and cannot join {address!r}, too: leave out the "
-                "address, or call ray.shutdown() before"
-            )
-        return False
-    local = address in (None, "local")
-    if not local:
-        _check_joinable(str(address))
-    options = {"num_cpus": num_workers, "include_dashboard": False} if local else {}
-    try:
-        # without an address, Ray would join whatever cluster it finds
-        ray.init("local" if local else address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except BaseException as error:
-        ray.shutdown()
-        if not isinstance(error, Exception):
-            raise
-        what = "a local Ray could not be started" if local else f"the Ray cluster {address!r} could not be joined"
-        raise WorkerError(f"{what}: {_first_line(error)}") from error
-    return True
-
-
-def _check_joinable(address: str) -> None:
-    """Check that a cluster can be joined, in bounded time and without risk to this process.
-
-    Raises
-    ------
-    WorkerError
-        Naming the address.
-    """
-    said = f"the Ray cluster {address!r} could not be joined"
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if address != "auto":
-        if not host or not port.isdigit():
-            raise WorkerError(f"{said}: an address is host:port, ray://host:port, 'auto' or 'local'")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except (OSError, OverflowError) as error:
-            raise WorkerError(f"{said}: nothing answers at {host}, port {port} ({error})") from error
-    # something answers, but ray.init would end this process if that is no Ray
-    trial = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
-    try:
-        subprocess.run(
-            [sys.executable, "-c", trial, address], check=True, capture_output=True, text=True, timeout=JOIN_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise WorkerError(
-            f"{said} within {JOIN_TIMEOUT_S:g} s; is it the address that `ray start --head` printed?"
-        ) from None
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip().rpartition("\n")[2]
-        raise WorkerError(f"{said}: {reason or f'exit code {error.returncode}'}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from alpa_serve import ray_connection
 from alpa_serve.errors import InvalidConfigError, WorkerError
-from alpa_serve.placement_policy import ray_runner
 from alpa_serve.placement_policy.ray_runner import RayRunner
 
 pytestmark = pytest.mark.slow
@@ -78,7 +78,7 @@ def test_an_address_that_cannot_be_joined_is_named_at_once(address, message, no_
 
 
 def test_an_address_where_something_else_answers_is_named_in_bounded_time(no_ray, monkeypatch):
-    monkeypatch.setattr(ray_runner, "JOIN_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(ray_connection, "JOIN_TIMEOUT_S", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(WorkerError, match=f"'{address}' could not be joined within 3 s; is it the address"):
