@@ -117,6 +117,36 @@ class ServeRequest(dict[str, Any]):
         return value
 
 
+async def request_of(posted: Any) -> ServeRequest:
+    """Return the request that is given over Ray.
+
+    Parameters
+    ----------
+    posted : mapping, or object
+        A mapping as it is posted over HTTP; an HTTP request (anything with ``await posted.json()``); or a request of
+        the simulator's kind, with `model_name`, `slo`, `submit_time`, `idx` and `data`.
+
+    Raises
+    ------
+    InvalidRequestError
+        If it is none of these, or :class:`ServeRequest` refuses it.
+    """
+    if isinstance(posted, ServeRequest):
+        return posted
+    if hasattr(posted, "model_name"):
+        fields = {key: getattr(posted, key, None) for key in _REQUEST_FIELDS}
+        known = {key: value for key, value in fields.items() if value is not None}
+        return ServeRequest({"model": posted.model_name, "input": getattr(posted, "data", None), **known})
+    if not isinstance(posted, Mapping) and hasattr(posted, "json"):
+        posted = await posted.json()
+    if not isinstance(posted, Mapping):
+        raise InvalidRequestError(f"a request is an object with a \"model\", got {_short(posted)}")
+    return ServeRequest(posted)
+
+
+_REQUEST_FIELDS = ("slo", "submit_time", "idx", "input_tokens", "output_tokens")
+
+
 def _short(value: object) -> str:
     """Return `value` as messages to clients show it: what they sent comes back to them, but not all of it."""
     text = repr(value)

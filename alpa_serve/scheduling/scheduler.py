@@ -11,7 +11,7 @@ from alpa_serve.scheduling.rules import check_rules
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, choose_replica, commit, ready_at, run_stages
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Collection, Hashable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -90,13 +90,17 @@ class Scheduler:
         self._replicas: dict[Hashable, list[_Replica]] = {}
         self._groups_of: dict[Hashable, list[int]] = {}
 
-    def add_group(self, group_id: int) -> None:
-        """Add a group without replicas."""
+    def add_group(self, group_id: int, since: float | None = None) -> None:
+        """Add a group without replicas, idle from `since` seconds on (if left out, from when the others are there)."""
         if group_id in self._clocks:
             raise InvalidPlacementError(f"group {group_id} exists already")
+        start = self._since if since is None else since
         self._clocks[group_id] = []
-        self._busy_until[group_id] = self._since
-        self._last_begin[group_id] = self._since
+        self._busy_until[group_id] = start
+        self._last_begin.setdefault(self._queue_of(group_id), start)
+
+    def _queue_of(self, group_id: int) -> int:
+        return 0 if self._one_queue else group_id
 
     def add_replica(self, model: Hashable, group_id: int, timing: ReplicaTiming) -> None:
         """Add a replica of `model` to a group; it has as many stages as `timing`.
@@ -131,6 +135,7 @@ class Scheduler:
         input_tokens: int = 0,
         output_tokens: int = 1,
         sent: float | None = None,
+        excluded: Collection[int] = (),
     ) -> Assignment | None:
         """Decide about one request.
 
@@ -145,11 +150,13 @@ class Scheduler:
             Of use under token service only.
         sent : float, optional
             Seconds: when the request was sent; now if left out.
+        excluded : collection of int
+            Groups that it must not go to.
 
         Returns
         -------
         Assignment or None
-            None if no group has the model.
+            None if no group has the model, or all that have it are excluded.
         """
         rules = self.rules
         # drawn for every request, so that a draw belongs to a position in the order of requests
@@ -157,16 +164,22 @@ class Scheduler:
         groups = self._groups_of.get(model)
         if groups is None:
             return None
+        replicas = self._replicas[model]
+        if excluded:
+            replicas = [replica for replica in replicas if replica.group_id not in excluded]
+            groups = [replica.group_id for replica in replicas]
+            if not groups:
+                return None
         position = 0
         if len(groups) > 1:
             position = choose_replica(self._busy_until, groups, 0, len(groups), draw)
-        group_id, timing = self._replicas[model][position]
+        group_id, timing = replicas[position]
         clocks = self._clocks[group_id]
         num_stages = len(timing.latency)
         busy_until = self._busy_until[group_id]
-        queue = 0 if self._one_queue else group_id
+        queue = self._queue_of(group_id)
         ready = ready_at(now, busy_until if self._exclusive else clocks[0])
-        begin = begin_in_queue(ready, self._last_begin.get(queue, self._since), rules.dispatch_interval_s)
+        begin = begin_in_queue(ready, self._last_begin[queue], rules.dispatch_interval_s)
         extra = 0.0
         if self._by_tokens:
             extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)

@@ -25,6 +25,13 @@ class ReplicaTiming(NamedTuple):
     input_rate: float = 0.0
     further_rate: float = 0.0
 
+    def scaled(self, factor: float) -> ReplicaTiming:
+        """Return the timing of a replica that takes `factor` times as long."""
+        if factor == 1.0:
+            return self
+        latency = tuple(seconds * factor for seconds in self.latency)
+        return ReplicaTiming(latency, self.input_rate * factor, self.further_rate * factor)
+
 
 def replica_timing(
     profile: ProfilingResult, config: ParallelConfig, rules: ServingRules, batch_size: int = 1

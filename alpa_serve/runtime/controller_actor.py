@@ -1,0 +1,362 @@
+"""The controller: AlpaServe's calls for registering models, groups and replicas; runs as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidPlacementError, ServingError
+from alpa_serve.runtime.cluster import Cluster
+from alpa_serve.runtime.controller_state import ModelInfo
+from alpa_serve.runtime.group_process import bundles_of
+from alpa_serve.runtime.placement_change import change_placement
+from alpa_serve.runtime.request import request_of
+from alpa_serve.scheduling.registry import CreateInfo, check_new_group, check_new_name, check_replica
+from alpa_serve.validation import check_int, check_real
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from alpa_serve.runtime.origin import Origin
+    from alpa_serve.runtime.placement_moves import GroupSpec
+    from alpa_serve.runtime.settings import ServerSettings
+    from alpa_serve.scheduling import ServingRules
+
+logger = logging.getLogger(__name__)
+
+HEALTH_INTERVAL_S = 1.0
+"""How often the controller looks whether every process is alive."""
+
+
+class Controller:
+    """Says which models, groups and replicas there are, and sees to it that there are.
+
+    Requests over HTTP do not pass it: they are served while it is being restarted.
+
+    Parameters
+    ----------
+    origin : Origin
+        Its name, and its run.
+    rules : ServingRules
+        How the cluster serves.
+    settings : ServerSettings
+    node_id : str
+        Ray's name of the node on which to listen.
+    import_path : list of str
+        Where the program that started it finds its modules.
+    """
+
+    def __init__(
+        self, origin: Origin, rules: ServingRules, settings: ServerSettings, node_id: str, import_path: list[str]
+    ) -> None:
+        sys.path += [path for path in import_path if path not in sys.path]
+        self._settings = settings
+        self._cluster = Cluster(origin, rules, settings, node_id)
+        self._is_closed = False
+        self._placement_lock = asyncio.Lock()
+        loop = asyncio.get_running_loop()
+        self._started = loop.create_task(self._cluster.start())
+        self._health = loop.create_task(self._look_after())
+
+    async def _look_after(self) -> None:
+        await self._started
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            try:
+                await self._cluster.check()
+            except (AlpaServeError, ray.exceptions.RayError):
+                logger.exception("looking after the processes failed; it is tried again")
+
+    async def _ready(self) -> Cluster:
+        """Return the cluster once it has started."""
+        if self._is_closed:
+            raise ServingError("this controller was shut down")
+        # a waiter that is cancelled must not cancel it for the others
+        await asyncio.shield(self._started)
+        return self._cluster
+
+    # ---- models, groups, replicas -----------------------------------------------------------------------------------
+
+    async def register_model(
+        self,
+        name: str,
+        model_def: Callable[..., Any],
+        init_args: Sequence[Any] | None = None,
+        init_kwargs: dict[str, Any] | None = None,
+        override: bool = False,
+    ) -> None:
+        """Register a model: replicas are made by ``model_def(*init_args, **init_kwargs)``, in the process of a group.
+
+        Parameters
+        ----------
+        name : str
+        model_def : callable
+            Makes an object with ``async def handle_request(self, request)``
+            (:class:`~alpa_serve.runtime.models.protocol.Model` says what else it may have).
+        init_args, init_kwargs : sequence and dict, optional
+        override : bool
+            Replace a model of this name; its replicas answer what they have been given, and are deleted.
+
+        Raises
+        ------
+        InvalidConfigError
+            If the name is taken, or is no name, or `model_def` cannot be called.
+        """
+        cluster = await self._ready()
+        if not isinstance(name, str) or not name:
+            raise InvalidConfigError(f"the name of a model must be text that is not empty, got {name!r}")
+        if not callable(model_def):
+            raise InvalidConfigError(f"model {name!r}: model_def must be callable, got {model_def!r}")
+        models = cluster.state.models
+        check_new_name(name, models, override)
+        is_known = name in models
+        models[name] = ModelInfo(CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {})), int(time.time()))
+        if is_known:
+            await self._delete_replicas(name)
+        await cluster.publish()
+
+    async def create_mesh_group_manager(
+        self, group_id: int, virtual_mesh_shape: tuple[int, int] | None = None, num_gpus: int = 0
+    ) -> None:
+        """Create a group of devices.
+
+        Parameters
+        ----------
+        group_id : int
+        virtual_mesh_shape : (int, int), optional
+            Hosts, devices per host.
+        num_gpus : int
+            GPUs of Ray's that are set aside for it, spread evenly over the hosts.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If there is a group of this number.
+        InfeasiblePlacementError
+            If the cluster has no room for it.
+        """
+        cluster = await self._ready()
+        check_int(group_id, "group_id", minimum=0, error=InvalidPlacementError)
+        check_real(num_gpus, "num_gpus", minimum=0.0)
+        check_new_group(group_id, cluster.state.groups)
+        shape = None if virtual_mesh_shape is None else _shape(virtual_mesh_shape)
+        group = cluster.new_group(group_id, shape, bundles_of(shape, num_gpus))
+        # known from now on, so that replicas can be asked for before it runs
+        cluster.state.groups[group_id] = group
+        async with group.lock:
+            try:
+                await cluster.start_group(group)
+            except BaseException:
+                del cluster.state.groups[group_id]
+                raise
+        await cluster.publish()
+
+    async def create_replica(
+        self,
+        name: str,
+        group_id: int,
+        append_init_args: Sequence[Any] | None = None,
+        append_init_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Make a replica of a registered model in a group; the arguments are appended to those of the registration.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If the model or the group is not known, or the group has a replica of it already.
+        InvalidConfigError
+            If the model cannot be made; the message has its error.
+        """
+        cluster = await self._ready()
+        check_replica(name, group_id, cluster.state.models, cluster.state.groups)
+        group = cluster.state.groups[group_id]
+        async with group.lock:
+            # its group may have failed to start meanwhile
+            check_replica(name, group_id, cluster.state.models, cluster.state.groups)
+            await cluster.make_replica(group, name, append_init_args, append_init_kwargs)
+        await cluster.publish()
+
+    async def delete_replica(self, name: str, group_id: int) -> None:
+        """Delete a replica, once it has answered what it has been given.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If there is none.
+        """
+        cluster = await self._ready()
+        check_replica(name, group_id, cluster.state.models, cluster.state.groups)
+        group = cluster.state.groups[group_id]
+        async with group.lock:
+            if name not in group.replicas:
+                raise InvalidPlacementError(f"group {group_id} has no replica of {name!r}")
+            await cluster.remove_replica(group, name)
+
+    async def delete_model(self, name: str) -> None:
+        """Delete a model and its replicas, once these have answered what they have been given.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If it is not registered.
+        """
+        cluster = await self._ready()
+        if name not in cluster.state.models:
+            raise InvalidPlacementError(f"no model {name!r}; registered: {', '.join(cluster.state.models)}")
+        cluster.state.expected.discard(name)
+        await self._delete_replicas(name)
+        cluster.state.models.pop(name, None)
+        await cluster.publish()
+
+    async def delete_mesh_group_manager(self, group_id: int) -> None:
+        """Delete a group and its replicas, once these have answered what they have been given.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If there is no such group.
+        """
+        cluster = await self._ready()
+        group = cluster.state.groups.pop(group_id, None)
+        if group is None:
+            raise InvalidPlacementError(f"no group {group_id}; groups: {sorted(cluster.state.groups)}")
+        await cluster.publish()
+        await cluster.remove_group(group)
+
+    async def _delete_replicas(self, name: str) -> None:
+        for group in self._cluster.state.all_groups():
+            async with group.lock:
+                await self._cluster.remove_replica(group, name)
+
+    async def apply_placement(self, wanted: Sequence[GroupSpec], with_gpus: bool = False) -> None:
+        """Move to another placement while requests are served (:func:`~.placement_change.change_placement`)."""
+        cluster = await self._ready()
+        async with self._placement_lock:
+            await change_placement(cluster, wanted, with_gpus)
+
+    # ---- requests ---------------------------------------------------------------------------------------------------
+
+    @ray.method(max_task_retries=3)  # type: ignore[untyped-decorator]
+    async def handle_request(self, obj: Any) -> Any:
+        """Have a request answered, as one that is posted.
+
+        Parameters
+        ----------
+        obj : dict, or a request
+            An object with "model"; or anything that :func:`~.request.request_of` knows.
+
+        Returns
+        -------
+        object
+            What the model answers; ``{"rejected": True}`` if it was not admitted.
+
+        Raises
+        ------
+        ServingError
+            If there is no answer; its class says why.
+        """
+        cluster = await self._ready()
+        reply = await cluster.answer(await request_of(obj))
+        if reply.error is not None:
+            raise reply.error
+        return reply.answer
+
+    async def warmup(self) -> dict[str, dict[int, float]]:
+        """Measure by requests of their own how long replicas take, in proportion to their profiles.
+
+        Requests are scheduled by that from then on.
+
+        Returns
+        -------
+        dict of str to dict of int to float
+            Model -> group -> measured / profiled time; 1 where a model does not tell.
+        """
+        cluster = await self._ready()
+        await asyncio.gather(*(cluster.warm_up(group) for group in cluster.state.groups.values()))
+        await cluster.publish()
+        return self._latency_scales()
+
+    # ---- the controller itself --------------------------------------------------------------------------------------
+
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    async def ready(self) -> int:
+        """Return the number of this process, once the service has started.
+
+        Raises
+        ------
+        InvalidConfigError
+            If it cannot listen on its address.
+        """
+        await self._ready()
+        return os.getpid()
+
+    async def sync(self) -> None:
+        """Wait until the service has started."""
+        await self._ready()
+
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    async def get_info(self) -> dict[str, Any]:
+        """Return what there is.
+
+        Returns
+        -------
+        dict
+            ``models``: model -> its groups; ``groups``: group -> its models; ``group_states``: group -> "starting",
+            "up" or "restarting"; ``group_names``: group -> the actor's name in Ray; ``latency_scales``: as
+            :meth:`warmup` returns them; ``host``, ``port``, ``root_path``, ``url``; ``pid`` of the controller and
+            ``router_name``, the name of the actor that listens; ``closed``: whether it was shut down.
+        """
+        if not self._is_closed:
+            await self._ready()
+        state = self._cluster.state
+        settings = self._settings
+        path = settings.root_path.rstrip("/")
+        return {
+            "models": {name: state.groups_of(name) for name in state.models},
+            "groups": {group_id: list(group.replicas) for group_id, group in sorted(state.groups.items())},
+            "group_states": {group_id: group.state for group_id, group in sorted(state.groups.items())},
+            "group_names": {
+                group_id: group.process.actor_name(group.uid) for group_id, group in sorted(state.groups.items())
+            },
+            "latency_scales": self._latency_scales(),
+            "host": settings.host,
+            "port": state.port,
+            "root_path": settings.root_path,
+            "url": f"{settings.scheme}://{settings.host}:{state.port}{path}/",
+            "pid": os.getpid(),
+            "router_name": self._cluster.router_name,
+            "closed": self._is_closed,
+        }
+
+    def _latency_scales(self) -> dict[str, dict[int, float]]:
+        state = self._cluster.state
+        return {
+            name: {group_id: state.groups[group_id].replicas[name].latency_scale for group_id in state.groups_of(name)}
+            for name in state.models
+        }
+
+    async def group_lost(self, uid: int) -> None:
+        """Take note of the router's finding that the process of a group is dead."""
+        (await self._ready()).lost(uid)
+
+    async def shutdown(self) -> None:
+        """Answer what was asked, then end every process of the service but this one; once only."""
+        if self._is_closed:
+            return
+        cluster = await self._ready()
+        self._is_closed = True
+        self._health.cancel()
+        await cluster.close()
+
+
+def _shape(shape: Any) -> tuple[int, int]:
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise InvalidPlacementError(f"virtual_mesh_shape is (hosts, devices per host), got {shape!r}")
+    hosts, devices = (check_int(number, "virtual_mesh_shape", minimum=1, error=InvalidPlacementError) for number in shape)
+    return hosts, devices

@@ -1,0 +1,179 @@
+"""What the controller knows: models, groups, and the replicas that they are to have."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import ray.cloudpickle
+
+from alpa_serve.runtime.group_process import GroupProcess, RayGroup
+from alpa_serve.runtime.routing_table import GroupRoute, ModelRoute, RoutingTable
+from alpa_serve.runtime.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from alpa_serve.runtime.origin import Origin
+    from alpa_serve.scheduling import ReplicaTiming
+    from alpa_serve.scheduling.registry import CreateInfo
+
+STARTING, UP, RESTARTING = "starting", "up", "restarting"
+"""What a group can be; requests go only to those that are up."""
+
+
+@dataclass
+class ModelInfo:
+    """A model that is registered.
+
+    Attributes
+    ----------
+    create_info : CreateInfo
+        How a replica is made.
+    created : int
+        Unix seconds of its registration.
+    """
+
+    create_info: CreateInfo
+    created: int
+
+
+@dataclass
+class ReplicaInfo:
+    """A replica that a group is to have.
+
+    Attributes
+    ----------
+    pickled : bytes
+        Its CreateInfo, with what was appended for this group.
+    timing : ReplicaTiming or None
+        As it said itself.
+    latency_scale : float
+        What a request takes in proportion to that, measured by a warm-up.
+    """
+
+    pickled: bytes
+    timing: ReplicaTiming | None
+    latency_scale: float = 1.0
+
+    @property
+    def scaled_timing(self) -> ReplicaTiming | None:
+        """By which requests are scheduled."""
+        return None if self.timing is None else self.timing.scaled(self.latency_scale)
+
+
+@dataclass
+class GroupInfo:
+    """A group that there is to be.
+
+    Attributes
+    ----------
+    group_id : int
+    uid : int
+        Of its present process.
+    shape : (int, int) or None
+        Hosts, devices per host.
+    config : (int, int, int) or None
+        dp, op, pp, if it is of a placement.
+    process : GroupProcess
+    replicas : dict of str to ReplicaInfo
+        By model.
+    state : str
+        One of :data:`STARTING`, :data:`UP`, :data:`RESTARTING`.
+    is_wanted : bool
+        False once it is to go.
+    lock : asyncio.Lock
+        Held by whoever changes its process or replicas.
+    """
+
+    group_id: int
+    uid: int
+    shape: tuple[int, int] | None
+    config: tuple[int, int, int] | None
+    process: GroupProcess
+    replicas: dict[str, ReplicaInfo] = field(default_factory=dict)
+    state: str = STARTING
+    is_wanted: bool = True
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("lock", "process")} | {
+            "slot": self.process.slot,
+            "bundles": self.process.bundles,
+        }
+
+    def restore(self, origin: Origin) -> None:
+        """Make what a pickle lacks."""
+        self.lock = asyncio.Lock()
+        self.process = GroupProcess(origin, self.__dict__.pop("slot"), self.__dict__.pop("bundles"))
+
+
+class ControllerState:
+    """What the controller knows, and how it is handed on.
+
+    Attributes
+    ----------
+    models : dict of str to ModelInfo
+        In the order of registration.
+    groups : dict of int to GroupInfo
+        By number.
+    leaving : list of GroupInfo
+        Those that a new placement does without, until their requests are answered.
+    expected : set of str
+        Models that are to have replicas, whether they have any at the moment or not.
+    port : int or None
+        Of the HTTP server, once it listens.
+    router_uid : int
+        Of the present router.
+    """
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelInfo] = {}
+        self.groups: dict[int, GroupInfo] = {}
+        self.leaving: list[GroupInfo] = []
+        self.expected: set[str] = set()
+        self.port: int | None = None
+        self.router_uid = 0
+        self._version = 0
+        self._last_number = 0
+
+    def new_number(self) -> int:
+        """Return a number that no process and no devices had so far, larger than all before."""
+        self._last_number += 1
+        return self._last_number
+
+    def all_groups(self) -> list[GroupInfo]:
+        """Return every group, those that leave too."""
+        return [*self.groups.values(), *self.leaving]
+
+    def groups_of(self, model: str) -> list[int]:
+        """Return the groups that hold `model`, ascending."""
+        return sorted(group_id for group_id, group in self.groups.items() if model in group.replicas)
+
+    def publish(self) -> tuple[RoutingTable, Snapshot]:
+        """Return what the router needs, and what a successor of the controller needs, of a new version."""
+        self._version += 1
+        placed = self.expected.union(*(group.replicas for group in self.all_groups()))
+        table = RoutingTable(
+            self._version,
+            tuple(ModelRoute(name, model.created, name in placed) for name, model in self.models.items()),
+            tuple(
+                GroupRoute(
+                    group.uid,
+                    group.group_id,
+                    RayGroup(group.process.actor),
+                    {name: replica.scaled_timing for name, replica in group.replicas.items()},
+                )
+                for group in self.all_groups()
+                if group.state == UP
+            ),
+            len(self.groups),
+        )
+        return table, Snapshot(self._version, ray.cloudpickle.dumps(self))
+
+    @classmethod
+    def restored(cls, snapshot: Snapshot, origin: Origin) -> ControllerState:
+        """Return what a predecessor knew."""
+        state: ControllerState = ray.cloudpickle.loads(snapshot.pickled)
+        for group in state.all_groups():
+            group.restore(origin)
+        return state

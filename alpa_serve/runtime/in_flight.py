@@ -1,0 +1,49 @@
+"""Which requests are with which group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+
+class InFlight:
+    """Counts the requests that groups have, and waits for them.
+
+    A group is known by the uid of its process.
+    """
+
+    def __init__(self) -> None:
+        self._by_group: Counter[int] = Counter()
+        self._by_replica: Counter[tuple[int, str]] = Counter()
+        self._left = asyncio.Event()
+
+    def enter(self, uid: int, model: str) -> None:
+        """Note that a request goes to a group."""
+        self._by_group[uid] += 1
+        self._by_replica[uid, model] += 1
+
+    def leave(self, uid: int, model: str) -> None:
+        """Note that a request came back."""
+        for counter, key in ((self._by_group, uid), (self._by_replica, (uid, model))):
+            counter[key] -= 1  # type: ignore[index]
+            if not counter[key]:  # type: ignore[index]
+                del counter[key]  # type: ignore[arg-type]
+                self._left.set()
+
+    def of_group(self, uid: int) -> int:
+        """Return how many requests the group has."""
+        return self._by_group[uid]
+
+    def of_replica(self, uid: int, model: str) -> int:
+        """Return how many requests the group has for this model."""
+        return self._by_replica[uid, model]
+
+    def total(self) -> int:
+        """Return how many requests all groups have."""
+        return self._by_group.total()
+
+    async def drained(self, uid: int, model: str | None = None) -> None:
+        """Wait until a group has no request any more, or none for this model."""
+        while self._by_group[uid] if model is None else self._by_replica[uid, model]:
+            self._left = asyncio.Event()
+            await self._left.wait()

@@ -1,0 +1,133 @@
+"""From one placement to another, while requests are served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import ray
+
+from alpa_serve.errors import InvalidPlacementError
+from alpa_serve.runtime.group_process import bundles_of
+from alpa_serve.runtime.placement_moves import kept_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from alpa_serve.runtime.cluster import Cluster
+    from alpa_serve.runtime.controller_state import GroupInfo
+    from alpa_serve.runtime.placement_moves import GroupSpec
+
+logger = logging.getLogger(__name__)
+
+
+async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_gpus: bool) -> None:
+    """Have the groups of `wanted`, numbered by position, and no others.
+
+    Groups of the same config and shape stay, and only their replicas change. What is new is started first where the
+    cluster has room for it beside what is there; then requests go to the new groups, and those that leave answer what
+    they have been given. Requests for models that have no replica in between wait. Nothing has changed if a group
+    that is started first cannot be.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    wanted : sequence of GroupSpec
+    with_gpus : bool
+        Whether every device of a group is a GPU of Ray's.
+
+    Raises
+    ------
+    InvalidPlacementError
+        If a model is not registered, or twice in a group.
+    InfeasiblePlacementError
+        If the cluster has no room for a group.
+    InvalidConfigError
+        If a model cannot be made.
+    """
+    state = cluster.state
+    _check(wanted, list(state.models))
+    running = {group_id: (group.config, group.shape, group.replicas) for group_id, group in state.groups.items()}
+    kept = kept_groups(running, wanted)
+    state.expected = {name for spec in wanted for name in spec.members} | state.expected
+    groups = {position: state.groups[group_id] for position, group_id in kept.items()}
+    gone = [group for group_id, group in state.groups.items() if group_id not in kept.values()]
+    new = {
+        position: cluster.new_group(position, spec.shape, bundles_of(spec.shape, spec.num_devices if with_gpus else 0), spec.config)
+        for position, spec in enumerate(wanted)
+        if position not in kept
+    }
+    first = _fitting(list(new.values())) if gone else list(new.values())
+    later = [group for group in new.values() if group not in first]
+    await _start_all(cluster, first, wanted)
+    for position, group in groups.items():
+        group.group_id = position
+    state.groups = dict(sorted((groups | {group.group_id: group for group in first}).items()))
+    state.leaving = gone
+    await cluster.publish()
+    # those that only gain replicas go first: what another one loses may move there
+    order = sorted(groups.values(), key=lambda group: bool(group.replicas.keys() - set(wanted[group.group_id].members)))
+    for group in order:
+        await _change_replicas(cluster, group, wanted[group.group_id])
+    state.leaving = []
+    await cluster.publish()
+    await asyncio.gather(*(cluster.remove_group(group) for group in gone))
+    await _start_all(cluster, later, wanted)
+    state.groups = dict(sorted((state.groups | {group.group_id: group for group in later}).items()))
+    state.expected = {name for spec in wanted for name in spec.members}
+    await cluster.publish()
+
+
+def _check(wanted: Sequence[GroupSpec], registered: list[str]) -> None:
+    for position, spec in enumerate(wanted):
+        unknown = [name for name in spec.members if name not in registered]
+        if unknown:
+            raise InvalidPlacementError(
+                f"group {position}: model {unknown[0]!r} is not registered; registered: {', '.join(registered)}"
+            )
+        if len(set(spec.members)) != len(spec.members):
+            raise InvalidPlacementError(f"group {position} holds a model twice: {list(spec.members)}")
+
+
+def _fitting(groups: list[GroupInfo]) -> list[GroupInfo]:
+    """Return the groups that the cluster has room for now; it may still be scattered over too many nodes."""
+    free = ray.available_resources()
+    fitting = []
+    for group in groups:
+        for bundle in group.process.bundles:
+            for kind, amount in bundle.items():
+                free[kind] = free.get(kind, 0.0) - amount
+        if all(amount >= 0 for amount in free.values()):
+            fitting.append(group)
+        else:
+            break
+    return fitting
+
+
+async def _start_all(cluster: Cluster, groups: list[GroupInfo], wanted: Sequence[GroupSpec]) -> None:
+    """Start groups with their replicas, all or none."""
+
+    async def start(group: GroupInfo) -> None:
+        async with group.lock:
+            await cluster.start_group(group)
+            for name in wanted[group.group_id].members:
+                await cluster.make_replica(group, name, *wanted[group.group_id].appended)
+
+    results = await asyncio.gather(*map(start, groups), return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    if failures:
+        await asyncio.gather(*(group.process.release() for group in groups))
+        raise failures[0]
+
+
+async def _change_replicas(cluster: Cluster, group: GroupInfo, spec: GroupSpec) -> None:
+    async with group.lock:
+        # removed before others are added: the devices may not hold both
+        for name in list(group.replicas.keys() - set(spec.members)):
+            await cluster.remove_replica(group, name)
+        missing = [name for name in spec.members if name not in group.replicas]
+        for name in missing:
+            await cluster.make_replica(group, name, *spec.appended)
+    if missing:
+        await cluster.publish()

@@ -1,0 +1,35 @@
+"""Calls of Ray actors from a coroutine: their futures, their errors, and whether an actor is alive."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+
+from alpa_serve.errors import ServingError
+
+HUNG_AFTER_S = 60.0
+"""How long a process may leave a question unanswered before it counts as dead: a model may keep it busy."""
+
+
+def future_of(ref: Any) -> asyncio.Future[Any]:
+    """Return the future of a Ray reference, on the running loop."""
+    return asyncio.wrap_future(ref.future())
+
+
+async def is_alive(actor: Any, timeout_s: float = HUNG_AFTER_S) -> bool:
+    """Tell whether an actor with a method `ping` is alive: it answers within `timeout_s` seconds."""
+    if actor is None:
+        return False
+    try:
+        await asyncio.wait_for(future_of(actor.ping.remote()), timeout_s)
+    except (RayError, asyncio.TimeoutError):
+        return False
+    return True
+
+
+def cause_of(error: RayTaskError) -> Exception:
+    """Return what was raised in another process."""
+    cause = error.cause
+    return cause if isinstance(cause, Exception) else ServingError(str(error))

@@ -1,0 +1,345 @@
+"""Which group a request goes to, on the real clock, and what becomes of it when a group dies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from alpa_serve.errors import (
+    GroupLostError,
+    InvalidRequestError,
+    ModelFailedError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestRejectedError,
+    RequestTimeoutError,
+    ServingError,
+)
+from alpa_serve.runtime.dispatcher import Health, ModelCard
+from alpa_serve.runtime.http.metrics import ServingMetrics
+from alpa_serve.runtime.in_flight import InFlight
+from alpa_serve.runtime.routing_table import GroupDiedError, RoutingTable
+from alpa_serve.scheduling import Scheduler
+from alpa_serve.scheduling.stage_clocks import choose_replica
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from alpa_serve.runtime.reply import Reply
+    from alpa_serve.runtime.request import ServeRequest
+    from alpa_serve.runtime.routing_table import GroupRoute, ModelRoute
+    from alpa_serve.runtime.settings import ServerSettings
+    from alpa_serve.scheduling import ServingRules
+
+OUTCOMES: tuple[tuple[type[ServingError], str], ...] = (
+    (RequestRejectedError, "rejected"),
+    (ModelNotFoundError, "not_found"),
+    (InvalidRequestError, "invalid"),
+    (OverloadedError, "overloaded"),
+    (GroupLostError, "lost"),
+    (RequestTimeoutError, "timeout"),
+)
+"""What the metrics call each way in which a request has no answer; all others have failed."""
+
+
+class _Course:
+    """What became of a request so far."""
+
+    def __init__(self, request: ServeRequest, timeout_s: float) -> None:
+        self.request = request
+        self.came = time.monotonic()
+        # when it was sent, on the clock of the router
+        self.sent = self.came - max(0.0, time.time() - request.sent)
+        self.deadline = self.came + timeout_s
+        self.attempts = 0
+        self.route: GroupRoute | None = None
+        self.given = self.came
+        self.begin = self.came
+
+    def remaining(self) -> float:
+        """Return the seconds that it may still take."""
+        return max(0.0, self.deadline - time.monotonic())
+
+
+class RequestRouter:
+    """Has requests answered by the groups of a routing table.
+
+    Dispatch and admission are the simulator's (:class:`~alpa_serve.scheduling.Scheduler`), on the clocks of the stages,
+    for models whose replicas say how long they take; others go where the fewest requests are in flight. A request whose
+    group dies goes to another one, or waits for one to come up.
+
+    Parameters
+    ----------
+    rules : ServingRules
+    settings : ServerSettings
+    on_group_lost : callable
+        Told the uid of a group that was found dead.
+
+    Attributes
+    ----------
+    in_flight : InFlight
+    """
+
+    def __init__(self, rules: ServingRules, settings: ServerSettings, on_group_lost: Callable[[int], None]) -> None:
+        self.in_flight = InFlight()
+        self._rules = rules
+        self._settings = settings
+        self._on_group_lost = on_group_lost
+        self._scheduler = Scheduler(rules, since=time.monotonic())
+        self._holds_back = rules.queueing == "global_fifo" or rules.dispatch_interval_s > 0
+        self._table = RoutingTable(0)
+        self._models: dict[str, ModelRoute] = {}
+        self._groups: dict[int, GroupRoute] = {}
+        self._lost: set[int] = set()
+        self._routes: dict[str, list[GroupRoute]] = {}
+        self._is_timed: dict[str, bool] = {}
+        self._num_waiting = 0
+        self._changed = asyncio.Event()
+        self._is_draining = False
+        self._metrics = ServingMetrics()
+
+    # ---- what the controller tells ----------------------------------------------------------------------------------
+
+    def apply(self, table: RoutingTable) -> None:
+        """Send requests by this table from now on, unless a newer one is here already."""
+        if table.version <= self._table.version:
+            return
+        self._table = table
+        self._models = {model.name: model for model in table.models}
+        self._lost &= {route.uid for route in table.groups}
+        self._set_groups({route.uid: route for route in table.groups if route.uid not in self._lost})
+
+    def lose(self, uid: int) -> None:
+        """Send no request to a group that was found dead."""
+        if uid not in self._groups:
+            return
+        self._metrics.count_lost_group(self._groups[uid].group_id)
+        self._lost.add(uid)
+        self._set_groups({other: route for other, route in self._groups.items() if other != uid})
+        self._on_group_lost(uid)
+
+    def drain(self) -> None:
+        """Take no new requests from now on."""
+        self._is_draining = True
+
+    def _set_groups(self, groups: dict[int, GroupRoute]) -> None:
+        for uid in self._groups.keys() - groups.keys():
+            self._scheduler.remove_group(uid)
+        for uid in sorted(groups):
+            known = self._groups.get(uid)
+            if known is None:
+                self._scheduler.add_group(uid, since=time.monotonic())
+            before, after = {} if known is None else known.timings, groups[uid].timings
+            for model, timing in before.items():
+                if timing is not None and after.get(model) != timing:
+                    self._scheduler.remove_replica(model, uid)
+            for model, timing in after.items():
+                if timing is not None and before.get(model) != timing:
+                    self._scheduler.add_replica(model, uid, timing)
+        self._groups = groups
+        self._routes = {}
+        for uid in sorted(groups):
+            for model in groups[uid].timings:
+                self._routes.setdefault(model, []).append(groups[uid])
+        self._is_timed = {
+            model: all(route.timings[model] is not None for route in routes) for model, routes in self._routes.items()
+        }
+        # requests that wait for a group look again
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # ---- what the HTTP server asks ----------------------------------------------------------------------------------
+
+    async def answer(self, request: ServeRequest) -> Any:
+        """Return what the model answers (:class:`~alpa_serve.runtime.dispatcher.Dispatcher`)."""
+        course = _Course(request, self._settings.request_timeout_s)
+        try:
+            while True:
+                route = await self._next_route(course)
+                try:
+                    reply = await self._handle(route, course)
+                except GroupDiedError:
+                    self.lose(route.uid)
+                    continue
+                if not isinstance(reply.error, GroupLostError):
+                    break
+            if reply.error is not None:
+                raise reply.error
+        except BaseException as error:
+            self._observe(course, error)
+            raise
+        self._observe(course, None, reply.queue_s)
+        return reply.answer
+
+    async def stream(self, request: ServeRequest) -> AsyncIterator[Any]:
+        """Yield what the model answers piece by piece (:class:`~alpa_serve.runtime.dispatcher.Dispatcher`)."""
+        course = _Course(request, self._settings.request_timeout_s)
+        queue_s = 0.0
+        has_begun = False
+        try:
+            while not has_begun:
+                route = await self._next_route(course)
+                try:
+                    await self._hold_back(course)
+                    async for reply in route.group.stream(request.model, request, self._settings.request_timeout_s):
+                        if isinstance(reply.error, GroupLostError) and not has_begun:
+                            break
+                        if reply.error is not None:
+                            raise reply.error
+                        if not has_begun:
+                            self._metrics.observe_first_token(request.model, time.monotonic() - course.came)
+                        has_begun = True
+                        queue_s = reply.queue_s
+                        yield reply.answer
+                    else:
+                        has_begun = True
+                except GroupDiedError:
+                    self.lose(route.uid)
+                    if has_begun:
+                        raise GroupLostError("the group that was answering died") from None
+                finally:
+                    self.in_flight.leave(route.uid, request.model)
+        except BaseException as error:
+            self._observe(course, error, queue_s)
+            raise
+        self._observe(course, None, queue_s)
+
+    def model_cards(self) -> list[ModelCard]:
+        """Return the models that are registered, in the order of registration."""
+        return [ModelCard(model.name, model.created) for model in self._table.models]
+
+    def health(self) -> Health:
+        """Return whether all groups are up."""
+        num_groups = max(self._table.num_groups, len(self._groups))
+        status = "draining" if self._is_draining else "ok" if len(self._groups) == num_groups else "degraded"
+        return Health(status, len(self._groups), num_groups)
+
+    def metrics(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        for route in self._groups.values():
+            for model in route.timings:
+                self._metrics.set_in_flight(model, route.group_id, self.in_flight.of_replica(route.uid, model))
+        return self._metrics.render()
+
+    # ---- one request ------------------------------------------------------------------------------------------------
+
+    async def _handle(self, route: GroupRoute, course: _Course) -> Reply:
+        model = course.request.model
+        try:
+            await self._hold_back(course)
+            return await route.group.handle(model, course.request, course.remaining())
+        finally:
+            self.in_flight.leave(route.uid, model)
+
+    async def _hold_back(self, course: _Course) -> None:
+        """Wait until a request is to begin, under rules by which that is not for its group to decide."""
+        if self._holds_back:
+            await asyncio.sleep(max(0.0, course.begin - time.monotonic()))
+        course.given = time.monotonic()
+
+    async def _next_route(self, course: _Course) -> GroupRoute:
+        """Return the group that takes a request now, and count it there; wait for one while there is none.
+
+        Raises
+        ------
+        ServingError
+            Why no group takes it.
+        """
+        if course.attempts >= self._settings.max_attempts:
+            raise GroupLostError(f"{course.attempts} groups died before one answered")
+        course.attempts += 1
+        while True:
+            self._check_is_served(course.request.model)
+            changed = self._changed
+            chosen = self._choose(course)
+            if chosen is not None:
+                # from here on it counts as in flight: its group waits for it before it ends
+                self.in_flight.enter(chosen.uid, course.request.model)
+                course.route = chosen
+                return chosen
+            await self._wait_for(changed, course)
+
+    def _check_is_served(self, name: str) -> None:
+        if self._is_draining:
+            raise OverloadedError("the service is shutting down")
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFoundError(f"no model {name!r}; /v1/models lists those that there are")
+        if name not in self._routes and not model.is_placed:
+            raise GroupLostError(f"no group holds model {name!r}")
+
+    async def _wait_for(self, changed: asyncio.Event, course: _Course) -> None:
+        if self._num_waiting >= self._settings.max_queue:
+            raise OverloadedError("as many requests wait for a group as may wait")
+        self._num_waiting += 1
+        try:
+            until = course.came + self._settings.recovery_timeout_s
+            await asyncio.wait_for(changed.wait(), max(0.0, min(until, course.deadline) - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise GroupLostError(f"no group that holds model {course.request.model!r} came up in time") from None
+        finally:
+            self._num_waiting -= 1
+
+    def _choose(self, course: _Course) -> GroupRoute | None:
+        """Return the group for a request; None if no group that holds its model is up.
+
+        Raises
+        ------
+        OverloadedError
+            If all that hold it have as many requests as they may have.
+        RequestRejectedError
+            If it cannot meet its SLO.
+        """
+        request = course.request
+        routes = self._routes.get(request.model)
+        if not routes:
+            return None
+        in_flight = self.in_flight.of_group
+        limit = self._settings.max_queue
+        full = [route.uid for route in routes if in_flight(route.uid) >= limit]
+        if len(full) == len(routes):
+            raise OverloadedError(f"every group that holds model {request.model!r} has {limit} requests")
+        now = time.monotonic()
+        if not self._is_timed[request.model]:
+            free = [route for route in routes if route.uid not in full]
+            loads = {route.uid: in_flight(route.uid) for route in free}
+            course.begin = now
+            return free[choose_replica(loads, [route.uid for route in free], 0, len(free), -1.0)]
+        inputs, outputs = self._tokens(course)
+        assignment = self._scheduler.place(
+            request.model, now, request.slo, inputs, outputs, course.sent, excluded=full
+        )
+        if assignment is None:
+            return None
+        route = self._groups[assignment.group_id]
+        if not assignment.admitted:
+            course.route = route
+            raise RequestRejectedError(f"the SLO of {request.slo:g} s cannot be met")
+        course.begin = assignment.begin
+        return route
+
+    def _tokens(self, course: _Course) -> tuple[int, int]:
+        request = course.request
+        if self._rules.service == "tokens" and (request.input_tokens is None or request.output_tokens is None):
+            raise InvalidRequestError(
+                f'model {request.model!r} is timed by tokens: "input_tokens" and "output_tokens" must be given'
+            )
+        return request.input_tokens or 0, 1 if request.output_tokens is None else request.output_tokens
+
+    def _observe(self, course: _Course, error: BaseException | None, queue_s: float = 0.0) -> None:
+        """Count a request in the metrics."""
+        request = course.request
+        outcome = "answered"
+        if error is not None:
+            kinds = (name for kind, name in OUTCOMES if isinstance(error, kind))
+            outcome = next(kinds, "failed" if isinstance(error, (ServingError, ModelFailedError)) else "cancelled")
+        now = time.monotonic()
+        self._metrics.observe(
+            request.model if request.model in self._models else "",
+            None if course.route is None else course.route.group_id,
+            outcome,
+            latency_s=now - course.sent,
+            queue_s=course.given - course.came + queue_s,
+            slo_s=request.slo,
+        )
