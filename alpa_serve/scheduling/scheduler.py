@@ -202,7 +202,7 @@ class Scheduler:
         begin = begin_in_queue(ready, self._last_begin.get(queue, self._since), rules.dispatch_interval_s)
         extra = 0.0
         if self._by_tokens:
-            extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)
+            extra = timing.token_seconds(input_tokens, output_tokens)
         if begin - busy_until > rules.idle_after_s:
             extra += rules.idle_penalty_s
         ends = [0.0] * num_stages

@@ -29,6 +29,10 @@ class ReplicaTiming(NamedTuple):
     input_rate: float = 0.0
     further_rate: float = 0.0
 
+    def token_seconds(self, input_tokens: int, output_tokens: int) -> float:
+        """Return the seconds that the tokens add on each stage."""
+        return self.input_rate * input_tokens + self.further_rate * max(output_tokens - 1, 0)
+
 
 def replica_timing(
     profile: ProfilingResult, config: ParallelConfig, rules: ServingRules, batch_size: int = 1
