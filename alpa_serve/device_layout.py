@@ -1,4 +1,4 @@
-"""Where groups of devices lie on the nodes of a cluster: within one node, or on whole nodes."""
+"""The shapes of groups of devices, and where groups lie on the nodes of a cluster: within one, or on whole nodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,32 @@ from functools import cache
 from itertools import accumulate
 
 from alpa_serve.errors import InvalidPlacementError
+from alpa_serve.validation import check_int
+
+Shape = tuple[int, int]
+"""Hosts, devices per host."""
+
+
+def check_shape(shape: object) -> Shape:
+    """Return `shape` as (hosts, devices per host).
+
+    Raises
+    ------
+    InvalidPlacementError
+        If it is not two whole numbers >= 1.
+    """
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise InvalidPlacementError(f"the shape of a mesh is (hosts, devices per host), got {shape!r}")
+    hosts, devices = (
+        check_int(number, f"{what} of mesh {tuple(shape)}", minimum=1, error=InvalidPlacementError)
+        for number, what in zip(shape, ("hosts", "devices per host"), strict=True)
+    )
+    return hosts, devices
+
+
+def group_shape(num_devices: int, per_node: int) -> Shape:
+    """Return (hosts, devices per host) of a group that lies within a node of `per_node` devices or takes whole nodes."""
+    return (1, num_devices) if num_devices <= per_node else (num_devices // per_node, per_node)
 
 
 def first_devices(sizes: list[int], num_devices: int, per_node: int) -> list[int]:

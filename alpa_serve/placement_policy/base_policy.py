@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from alpa_serve.device_layout import group_shape
 from alpa_serve.placement import (
     ClusterEnv,
     ModelData,
@@ -122,10 +123,8 @@ class BasePlacementPolicy(ABC):
         A replica is made with (parallel config, virtual mesh shape) appended to its model's arguments; the shape is
         (hosts, devices per host).
         """
-        per_node = cluster_env.num_devices_per_node
         for group_id, (config, models) in enumerate(zip(placement.group_configs, placement.group_models, strict=True)):
-            size = config.num_devices
-            shape = (1, size) if size <= per_node else (size // per_node, per_node)
+            shape = group_shape(config.num_devices, cluster_env.num_devices_per_node)
             controller.create_mesh_group_manager.remote(group_id, shape)
             for model_id in models:
                 controller.create_replica.remote(model_datas[model_id].name, group_id, [config, shape])

@@ -200,8 +200,8 @@ class Cluster:
         config: tuple[int, int, int] | None = None,
     ) -> GroupInfo:
         """Return a group that is not started yet."""
-        uid = self.state.new_number()
-        return GroupInfo(group_id, uid, shape, config, GroupProcess(self._origin, self.state.new_number(), bundles))
+        uid, slot = self.state.new_number(), self.state.new_number()
+        return GroupInfo(group_id, uid, shape, config, GroupProcess(self._origin, slot, shape, bundles))
 
     async def start_group(self, group: GroupInfo, devices_timeout_s: float = DEVICES_TIMEOUT_S) -> None:
         """Start the process of a new group; the caller has its lock.

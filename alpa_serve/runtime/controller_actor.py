@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from alpa_serve.device_layout import check_shape
 from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidPlacementError, ServingError
 from alpa_serve.runtime.cluster import Cluster
 from alpa_serve.runtime.controller_state import ModelInfo
@@ -145,7 +146,7 @@ class Controller:
         check_int(group_id, "group_id", minimum=0, error=InvalidPlacementError)
         check_real(num_gpus, "num_gpus", minimum=0.0)
         check_new_group(group_id, cluster.state.groups)
-        shape = None if virtual_mesh_shape is None else _shape(virtual_mesh_shape)
+        shape = None if virtual_mesh_shape is None else check_shape(virtual_mesh_shape)
         group = cluster.new_group(group_id, shape, bundles_of(shape, num_gpus))
         # known from now on, so that replicas can be asked for before it runs
         cluster.state.groups[group_id] = group
@@ -353,10 +354,3 @@ class Controller:
         self._is_closed = True
         self._health.cancel()
         await cluster.close()
-
-
-def _shape(shape: Any) -> tuple[int, int]:
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise InvalidPlacementError(f"virtual_mesh_shape is (hosts, devices per host), got {shape!r}")
-    hosts, devices = (check_int(number, "virtual_mesh_shape", minimum=1, error=InvalidPlacementError) for number in shape)
-    return hosts, devices

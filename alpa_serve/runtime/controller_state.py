@@ -104,7 +104,7 @@ class GroupInfo:
     def restore(self, origin: Origin) -> None:
         """Make what a pickle lacks."""
         self.lock = asyncio.Lock()
-        self.process = GroupProcess(origin, self.__dict__.pop("slot"), self.__dict__.pop("bundles"))
+        self.process = GroupProcess(origin, self.__dict__.pop("slot"), self.shape, self.__dict__.pop("bundles"))
 
 
 class ControllerState:

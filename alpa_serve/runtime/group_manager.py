@@ -39,8 +39,10 @@ class GroupManager:
     Parameters
     ----------
     group_id : int
+    shape : (int, int) or None
+        Hosts, devices per host; None for as many devices as its models need.
     rules : ServingRules
-        How the group serves.
+        How the cluster serves.
     origin : Origin
         The controller that it belongs to; without it, the group ends.
     placement_group_name : str, optional
@@ -48,12 +50,17 @@ class GroupManager:
     """
 
     def __init__(
-        self, group_id: int, rules: ServingRules, origin: Origin, placement_group_name: str | None = None
+        self,
+        group_id: int,
+        shape: tuple[int, int] | None,
+        rules: ServingRules,
+        origin: Origin,
+        placement_group_name: str | None = None,
     ) -> None:
         self._group_id = group_id
         self._rules = rules
         self._replicas: dict[str, Any] = {}
-        self._devices: EmulatedDevices | None = None
+        self._devices = EmulatedDevices(shape)
         self._snapshots = SnapshotKeeper()
         self._watch = asyncio.get_running_loop().create_task(exit_if_orphaned(origin, placement_group_name))
 
@@ -88,8 +95,6 @@ class GroupManager:
                 f"model {name!r}: {info.model_def!r} makes a {type(replica).__name__}, which has no handle_request"
             )
         if hasattr(replica, "place_on"):
-            if self._devices is None:
-                self._devices = EmulatedDevices(self._rules)
             replica.place_on(self._devices)
         timing = replica_timing_of(replica, name, self._rules)
         self._replicas[name] = replica

@@ -56,12 +56,17 @@ class GroupProcess:
         The controller that it belongs to.
     slot : int
         Of the devices, which stay the same when the process is restarted; no other group of the origin has it.
+    shape : (int, int) or None
+        Hosts, devices per host, where they are known.
     bundles : list of dict
         Resources to set aside per host.
     """
 
-    def __init__(self, origin: Origin, slot: int, bundles: list[dict[str, float]]) -> None:
+    def __init__(
+        self, origin: Origin, slot: int, shape: tuple[int, int] | None, bundles: list[dict[str, float]]
+    ) -> None:
         self.origin = origin
+        self.shape = shape
         self.slot = slot
         self.bundles = bundles
         self.actor: Any = None
@@ -97,7 +102,7 @@ class GroupProcess:
             ),
             **options,
         )
-        self.actor = actor.remote(group_id, rules, self.origin, self.placement_group_name)
+        self.actor = actor.remote(group_id, self.shape, rules, self.origin, self.placement_group_name)
         await self.actor.ping.remote()
 
     async def find(self, uid: int) -> bool:

@@ -118,6 +118,11 @@ def check_rules(rules: object) -> ServingRules:
 ALPASERVE = ServingRules()
 """What AlpaServe's simulator takes for granted (Z. Li et al., AlpaServe, OSDI 2023)."""
 
+RUNTIME = ServingRules(stage_penalty=0.0, fixed_overhead_s=0.005)
+"""What the runtime of this package takes for granted: stages take their profiled time, and a request spends some more
+on its way through the HTTP server, to its group and back (``benchmarks/served_against_simulated.py`` measures it).
+"""
+
 MAVERIQ = ServingRules(
     execution="exclusive",
     queueing="global_fifo",

@@ -123,6 +123,40 @@ class Scheduler:
         replicas.sort(key=lambda replica: replica.group_id)
         self._groups_of[model] = [replica.group_id for replica in replicas]
 
+    def remove_replica(self, model: Hashable, group_id: int) -> None:
+        """Remove the replica of `model` from a group; work that was placed on it keeps the group busy all the same.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If the group has no replica of the model.
+        """
+        if group_id not in self._groups_of.get(model, ()):
+            raise InvalidPlacementError(f"group {group_id} has no replica of {model!r}")
+        kept = [replica for replica in self._replicas[model] if replica.group_id != group_id]
+        if kept:
+            self._replicas[model] = kept
+            self._groups_of[model] = [replica.group_id for replica in kept]
+        else:
+            del self._replicas[model], self._groups_of[model]
+
+    def remove_group(self, group_id: int) -> None:
+        """Remove a group and the replicas on it.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If there is no such group.
+        """
+        if group_id not in self._clocks:
+            raise InvalidPlacementError(f"no group {group_id}; groups: {sorted(self._clocks)}")
+        for model in [model for model, groups in self._groups_of.items() if group_id in groups]:
+            self.remove_replica(model, group_id)
+        del self._clocks[group_id], self._busy_until[group_id]
+        if not self._one_queue:
+            # a group that comes back under this number begins anew; the one queue belongs to all groups
+            self._last_begin.pop(group_id, None)
+
     def groups_of(self, model: Hashable) -> Sequence[int]:
         """Return the groups that have a replica of `model`, ascending."""
         return self._groups_of.get(model, ())
@@ -182,7 +216,7 @@ class Scheduler:
         begin = begin_in_queue(ready, self._last_begin[queue], rules.dispatch_interval_s)
         extra = 0.0
         if self._by_tokens:
-            extra = timing.input_rate * input_tokens + timing.further_rate * max(output_tokens - 1, 0)
+            extra = timing.token_seconds(input_tokens, output_tokens)
         if begin - busy_until > rules.idle_after_s:
             extra += rules.idle_penalty_s
         ends = [0.0] * num_stages

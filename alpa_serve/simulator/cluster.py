@@ -5,14 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from alpa_serve.device_layout import Shape, check_shape
 from alpa_serve.errors import InvalidPlacementError
-from alpa_serve.validation import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-Shape = tuple[int, int]
-"""Hosts, devices per host."""
 
 _numbers = itertools.count()
 
@@ -31,23 +28,6 @@ class GPU:
 
     def __repr__(self) -> str:
         return f"GPU({self.stream_name!r})"
-
-
-def check_shape(shape: object) -> Shape:
-    """Return `shape` as (hosts, devices per host).
-
-    Raises
-    ------
-    InvalidPlacementError
-        If it is not two whole numbers >= 1.
-    """
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise InvalidPlacementError(f"the shape of a mesh is (hosts, devices per host), got {shape!r}")
-    hosts, devices = (
-        check_int(number, f"{what} of mesh {tuple(shape)}", minimum=1, error=InvalidPlacementError)
-        for number, what in zip(shape, ("hosts", "devices per host"), strict=True)
-    )
-    return hosts, devices
 
 
 class Mesh:

@@ -18,8 +18,8 @@ from alpa_serve.util import inf
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from alpa_serve.device_layout import Shape
     from alpa_serve.scheduling import Assignment, ServingRules
-    from alpa_serve.simulator.cluster import Shape
     from alpa_serve.simulator.request import Request
 
 ROUNDING_S = 1e-9

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from alpa_serve.device_layout import check_shape
 from alpa_serve.errors import InvalidProfileError
 from alpa_serve.profiles.result import check_parallel_config
 from alpa_serve.profiling import ProfilingResult
-from alpa_serve.simulator.cluster import VirtualMesh, check_shape
+from alpa_serve.simulator.cluster import VirtualMesh
 from alpa_serve.simulator.event_loop import current_loop, sleep_until
 
 if TYPE_CHECKING:
+    from alpa_serve.device_layout import Shape
     from alpa_serve.profiling import ParallelConfig
-    from alpa_serve.simulator.cluster import Shape
 
 
 class Executable:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alpa_serve.simulator.compiled import compiled
+from alpa_serve.scheduling import batching
+from alpa_serve.simulator.compiled import compiled, inlined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_largest_batch = inlined(batching.largest_batch)
 
 
 @compiled
@@ -101,30 +104,26 @@ def simulate_batched(
                     break
             model = replica_model[replica]
             num_stages = replica_stages[replica]
-            taken = 0
+            batch_id = -1
             while head[model] >= 0:
                 request = head[model]
-                end = now + overhead
-                for k in range(num_stages):
-                    end = max(end, clocks[chosen, k]) + replica_latency[replica, 0, k]
-                if end - arrivals[request] <= slos[request]:
-                    taken = 1
+                batch_id = _largest_batch(
+                    now + overhead,
+                    clocks[chosen],
+                    replica_latency[replica],
+                    num_stages,
+                    batch_sizes,
+                    length[model],
+                    arrivals[request],
+                    slos[request],
+                )
+                if batch_id >= 0:
                     break
                 group[request] = chosen
                 head[model] = following[request]
                 length[model] -= 1
-            if taken == 0:
+            if batch_id < 0:
                 continue
-            request = head[model]
-            batch_id = len(batch_sizes) - 1
-            while batch_id > 0:
-                if batch_sizes[batch_id] <= length[model]:
-                    end = now + overhead
-                    for k in range(num_stages):
-                        end = max(end, clocks[chosen, k]) + replica_latency[replica, batch_id, k]
-                    if end - arrivals[request] <= slos[request]:
-                        break
-                batch_id -= 1
             end = now + overhead
             for k in range(num_stages):
                 end = max(end, clocks[chosen, k]) + replica_latency[replica, batch_id, k]

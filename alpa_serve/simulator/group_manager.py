@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
 from alpa_serve.scheduling import ReplicaTiming, replica_timing
+from alpa_serve.scheduling.timing import declared_timing
 from alpa_serve.simulator.cluster import VirtualMesh
 from alpa_serve.simulator.event_loop import current_loop, go_on_at, sleep_until
 from alpa_serve.simulator.executable import Executable
@@ -13,9 +14,9 @@ from alpa_serve.simulator.executable import Executable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from alpa_serve.device_layout import Shape
     from alpa_serve.scheduling import ServingRules
     from alpa_serve.scheduling.registry import CreateInfo
-    from alpa_serve.simulator.cluster import Shape
 
 
 class GroupManager:
@@ -77,13 +78,7 @@ class GroupManager:
         if isinstance(replica, Executable):
             return replica_timing(replica.profiling_result, replica.parallel_config, rules)
         if hasattr(replica, "get_latency_dict"):
-            latencies = replica.get_latency_dict()
-            if 1 not in latencies:
-                raise InvalidConfigError(
-                    f"model {name!r}: get_latency_dict() has no batch size 1, by which it is scheduled; it has "
-                    f"{sorted(latencies)}"
-                )
-            return ReplicaTiming(tuple(map(float, latencies[1])))
+            return declared_timing(name, replica.get_latency_dict())
         return ReplicaTiming((0.0,))
 
     def free_at(self, name: str) -> float:

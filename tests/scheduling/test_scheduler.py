@@ -171,3 +171,56 @@ def test_groups_are_idle_from_when_they_are_there():
         scheduler.add_group(0)
         scheduler.add_replica("a", 0, ReplicaTiming((1.0,)))
         assert scheduler.place("a", 100.0, np.inf).end == end
+
+
+def test_a_model_without_its_replica_is_served_by_the_others_or_not_at_all():
+    scheduler = scheduler_of(PLAIN, [1.0], [1.0])
+    scheduler.remove_replica("a", 0)
+    assert scheduler.groups_of("a") == [1]
+    assert [scheduler.place("a", 0.0, np.inf).group_id for _ in range(2)] == [1, 1]
+    scheduler.remove_replica("a", 1)
+    assert scheduler.groups_of("a") == ()
+    assert scheduler.place("a", 0.0, np.inf) is None
+
+
+def test_work_of_a_replica_that_went_keeps_its_group_busy():
+    scheduler = scheduler_of(PLAIN, [1.0, 2.0], [4.0])
+    scheduler.place("a", 0.0, np.inf)
+    scheduler.remove_replica("a", 0)
+    for model in "ab":
+        scheduler.add_replica(model, 0, ReplicaTiming((1.0, 2.0)))
+    assert scheduler.place("b", 0.0, np.inf)[2:4] == (1.0, 5.0)
+    # group 1 is idle, group 0 is not
+    assert scheduler.place("a", 0.0, np.inf).group_id == 1
+
+
+def test_a_group_goes_with_its_replicas_and_may_come_back_idle():
+    scheduler = scheduler_of(replace(PLAIN, dispatch_interval_s=0.5), [1.0], [1.0])
+    scheduler.add_replica("b", 0, ReplicaTiming((1.0,)))
+    scheduler.place("a", 10.0, np.inf)
+    scheduler.remove_group(0)
+    assert (scheduler.groups_of("a"), scheduler.groups_of("b")) == ([1], ())
+    scheduler.add_group(0)
+    scheduler.add_replica("b", 0, ReplicaTiming((1.0,)))
+    assert scheduler.place("b", 5.0, np.inf)[2:4] == (5.5, 6.5)
+
+
+def test_the_queue_of_all_groups_outlives_each_of_them():
+    rules = replace(PLAIN, queueing="global_fifo")
+    for removed in (0, 1):
+        scheduler = scheduler_of(rules, [1.0], [1.0])
+        assert [scheduler.place("a", 5.0, np.inf).begin for _ in range(3)] == [5.0, 5.0, 6.0]
+        scheduler.remove_group(removed)
+        scheduler.add_group(removed)
+        scheduler.add_replica("b", removed, ReplicaTiming((1.0,)))
+        assert scheduler.place("b", 0.0, np.inf).begin == 6.0
+
+
+def test_what_is_not_there_cannot_be_removed():
+    scheduler = scheduler_of(PLAIN, [1.0])
+    with pytest.raises(InvalidPlacementError, match="group 0 has no replica of 'b'"):
+        scheduler.remove_replica("b", 0)
+    with pytest.raises(InvalidPlacementError, match="group 7 has no replica of 'a'"):
+        scheduler.remove_replica("a", 7)
+    with pytest.raises(InvalidPlacementError, match=r"no group 7; groups: \[0\]"):
+        scheduler.remove_group(7)

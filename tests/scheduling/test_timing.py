@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alpa_serve.errors import InvalidProfileError
+from alpa_serve.errors import InvalidConfigError, InvalidProfileError
 from alpa_serve.profiles import maveriq
 from alpa_serve.profiling import ParallelConfig, load_test_prof_result_v2
-from alpa_serve.scheduling import ALPASERVE, MAVERIQ, replica_timing
+from alpa_serve.scheduling import ALPASERVE, MAVERIQ, ReplicaTiming, replica_timing
+from alpa_serve.scheduling.timing import declared_timing
 
 PIPELINE = ParallelConfig(1, 4, 2)
 FALCON = maveriq.load("falcon-40b")
@@ -46,3 +47,24 @@ def test_what_a_profile_lacks_is_named():
         replica_timing(FALCON, ParallelConfig(1, 1, 1), ALPASERVE)
     with pytest.raises(InvalidProfileError, match=r"'falcon-40b'.*prefill and decode"):
         replica_timing(load_test_prof_result_v2("falcon-40b"), PIPELINE, MAVERIQ)
+
+
+def test_a_model_that_declares_its_latency_is_timed_by_batch_size_1():
+    assert declared_timing("a", {4: [9.0], 1: [1, 0.5]}) == ReplicaTiming((1.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("latencies", "message"),
+    [
+        ({2: [1.0]}, r"model 'a': get_latency_dict\(\) has no batch size 1, .*; it has \[2\]"),
+        ([1.0], "model 'a'.*must return a dict"),
+        ({1: 0.5}, "model 'a'.*must list the seconds of each stage, got 0.5"),
+        ({1: []}, "model 'a'.*must list the seconds of each stage"),
+        ({1: [-1.0]}, r"model 'a'.*\[1\] \(s\) must be a finite number >= 0, got -1.0"),
+        ({1: ["soon"]}, "model 'a'.*must be a finite number >= 0, got 'soon'"),
+        ({1: [float("nan")]}, "model 'a'.*must be a finite number >= 0, got nan"),
+    ],
+)
+def test_a_declared_latency_that_is_none_names_its_model(latencies, message):
+    with pytest.raises(InvalidConfigError, match=message):
+        declared_timing("a", latencies)

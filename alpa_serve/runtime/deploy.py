@@ -1,0 +1,222 @@
+"""From a placement to a service, and from one placement to the next while it serves."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from alpa_serve.device_layout import group_shape
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
+from alpa_serve.placement import ClusterEnv, ModelPlacement, ModelPlacementWithReplacement
+from alpa_serve.placement_json import read_placement
+from alpa_serve.runtime.launching import CONTROLLER_NAME, run_controller
+from alpa_serve.runtime.models.emulated import EmulatedModel
+from alpa_serve.runtime.placement_moves import GroupSpec
+from alpa_serve.runtime.ray_calls import cause_of
+from alpa_serve.runtime.settings import LOCALHOST, ServerSettings
+from alpa_serve.scheduling import RUNTIME
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+
+    from alpa_serve.placement import ModelData
+    from alpa_serve.scheduling import ServingRules
+
+    PlacementSource = ModelPlacement | str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
+
+
+class Deployment:
+    """A placement that is being served.
+
+    Attributes
+    ----------
+    controller : ray.actor.ActorHandle
+    url : str
+        Where it listens.
+    placement : ModelPlacement
+        The one that is served.
+    """
+
+    def __init__(
+        self, controller: Any, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, with_gpus: bool
+    ) -> None:
+        self.controller = controller
+        self.url: str = ray.get(controller.get_info.remote())["url"]
+        self.placement = ModelPlacement([], [])
+        self._model_datas = list(model_datas)
+        self._cluster_env = cluster_env
+        self._with_gpus = with_gpus
+
+    def apply_placement(self, placement: PlacementSource) -> None:
+        """Move to another placement of the same models; no request is lost.
+
+        Groups of the same config stay, and only their replicas change; what is new is started beside what is there
+        where the cluster has room for both; what goes answers what it has been given. Requests for a model that has no
+        replica in between wait.
+
+        Raises
+        ------
+        InvalidPlacementError
+            If it is not possible on the cluster; nothing has changed then.
+        InfeasiblePlacementError
+            If Ray has no room for a group.
+        InvalidConfigError
+            If a model cannot be made.
+        """
+        found = _placement_of(placement, self._model_datas)
+        found.verify(self._model_datas, self._cluster_env)
+        per_node = self._cluster_env.num_devices_per_node
+        wanted = []
+        for config, members in zip(found.group_configs, found.group_models, strict=True):
+            shape = group_shape(config.num_devices, per_node)
+            names = tuple(self._model_datas[model_id].name for model_id in members)
+            wanted.append(GroupSpec(tuple(config), shape, names, ((config, shape), {})))
+        _get(self.controller.apply_placement.remote(wanted, self._with_gpus))
+        self.placement = found.copy()
+
+    def follow(self, schedule: ModelPlacementWithReplacement, began: float | None = None) -> None:
+        """Apply each placement of a schedule when its time has come; return when the last is applied.
+
+        Parameters
+        ----------
+        schedule : ModelPlacementWithReplacement
+            As SelectiveReplicationReplacement finds it.
+        began : float, optional
+            When its time 0 was, in seconds of :func:`time.time`; now if left out.
+        """
+        zero = time.time() if began is None else began
+        for start, placement in zip(schedule.start_times, schedule.placements, strict=True):
+            # the first also serves what arrives before
+            if placement is not schedule.placements[0]:
+                time.sleep(max(0.0, zero + start - time.time()))
+            if placement != self.placement:
+                logger.info("applying the placement of %g s", start)
+                self.apply_placement(placement)
+
+    def warmup(self) -> dict[str, dict[int, float]]:
+        """Measure how long replicas take in proportion to their profiles; requests are scheduled by that.
+
+        Returns
+        -------
+        dict of str to dict of int to float
+            Model -> group -> measured / profiled time.
+        """
+        scales: dict[str, dict[int, float]] = _get(self.controller.warmup.remote())
+        return scales
+
+    def shutdown(self) -> None:
+        """Answer what was asked, and end the service."""
+        _get(self.controller.shutdown.remote())
+        ray.kill(self.controller)
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+
+
+def deploy(
+    placement: PlacementSource | ModelPlacementWithReplacement,
+    model_datas: Sequence[ModelData],
+    cluster_env: ClusterEnv,
+    *,
+    host: str = LOCALHOST,
+    port: int | None = None,
+    name: str = CONTROLLER_NAME,
+    rules: ServingRules = RUNTIME,
+    settings: ServerSettings | None = None,
+    model_defs: Mapping[str, Callable[..., Any]] | None = None,
+    enable_batching: bool = False,
+    with_gpus: bool | None = None,
+) -> Deployment:
+    """Serve a placement.
+
+    Parameters
+    ----------
+    placement : ModelPlacement, path, or ModelPlacementWithReplacement
+        The path is of a file that :func:`alpa_serve.placement_json.to_json` wrote, whose names are those of
+        `model_datas`. Of placements that take over from one another the first is served; :meth:`Deployment.follow`
+        goes on with the others.
+    model_datas : sequence of ModelData
+        The models, by id.
+    cluster_env : ClusterEnv
+    host, port, name, rules, settings
+        As :func:`~alpa_serve.runtime.launching.run_controller` has them.
+    model_defs : mapping of str to callable, optional
+        What makes a replica of a model: ``model_def(parallel_config, (hosts, devices per host))``; an
+        :class:`EmulatedModel` with its profile where there is none.
+    enable_batching : bool
+        Whether emulated models serve in batches where their profiles have several batch sizes.
+    with_gpus : bool, optional
+        Whether every device is one of Ray's GPUs; by default if `model_defs` are given and the cluster has GPUs.
+
+    Returns
+    -------
+    Deployment
+        Also a context manager, which shuts it down.
+
+    Raises
+    ------
+    InvalidPlacementError
+        If the placement is not possible on the cluster, or its file is not what it should be.
+    InvalidConfigError
+        If a setting is out of range, or `model_defs` names no model.
+    """
+    first = placement.placements[0] if isinstance(placement, ModelPlacementWithReplacement) else placement
+    names = [data.name for data in model_datas]
+    if len(set(names)) != len(names):
+        raise InvalidConfigError(f"model names must differ, got {names}")
+    defs = dict(model_defs or {})
+    for unknown in defs.keys() - set(names):
+        raise InvalidConfigError(f"model_defs: unknown model {unknown!r}; models: {', '.join(names)}")
+    # before anything is started
+    first = _placement_of(first, model_datas)
+    first.verify(model_datas, cluster_env)
+    controller = run_controller(host, port, name=name, rules=rules, settings=settings)
+    try:
+        # the router keeps the intervals between requests itself
+        own_rules = replace(rules, dispatch_interval_s=0.0)
+        for data in model_datas:
+            if data.name in defs:
+                controller.register_model.remote(data.name, defs[data.name])
+            else:
+                options = {"rules": own_rules, "enable_batching": enable_batching, "name": data.name}
+                controller.register_model.remote(data.name, EmulatedModel, [data.profiling_result], options)
+        controller.sync()
+        if with_gpus is None:
+            with_gpus = bool(defs) and ray.cluster_resources().get("GPU", 0) > 0
+        deployment = Deployment(controller, model_datas, cluster_env, with_gpus)
+        deployment.apply_placement(first)
+    except BaseException:
+        ray.get(controller.shutdown.remote())
+        ray.kill(controller)
+        raise
+    return deployment
+
+
+def _placement_of(source: PlacementSource, model_datas: Sequence[ModelData]) -> ModelPlacement:
+    if isinstance(source, ModelPlacement):
+        return source
+    try:
+        path = Path(source)
+    except TypeError:
+        raise InvalidPlacementError(f"a placement is a ModelPlacement or the path of its file, got {source!r}") from None
+    return read_placement(path, [data.name for data in model_datas]).placement
+
+
+def _get(ref: Any) -> Any:
+    """Return the result of a call to the controller, or raise what was raised there."""
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise cause_of(error) from None
