@@ -30,7 +30,7 @@ def check_shape(shape: object) -> Shape:
 
 
 def group_shape(num_devices: int, per_node: int) -> Shape:
-    """Return (hosts, devices per host) of a group that lies within a node of `per_node` devices or takes whole nodes."""
+    """Return (hosts, devices per host) of a group that lies within a node of `per_node` devices or takes whole ones."""
     return (1, num_devices) if num_devices <= per_node else (num_devices // per_node, per_node)
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.cloudpickle
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -22,13 +21,16 @@ from alpa_serve.errors import (
 )
 from alpa_serve.runtime.controller_state import RESTARTING, UP, ControllerState, GroupInfo, ReplicaInfo
 from alpa_serve.runtime.group_process import MAX_CONCURRENCY, GroupProcess
-from alpa_serve.runtime.ray_calls import cause_of, future_of, is_alive
+from alpa_serve.runtime.origin import NAMESPACE
+from alpa_serve.runtime.ray_calls import cause_of, free_resources, future_of, is_alive, pickled_by_value
 from alpa_serve.runtime.router_actor import Router
 from alpa_serve.scheduling.registry import CreateInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from alpa_serve.device_layout import Shape
+    from alpa_serve.profiling import ParallelConfig
     from alpa_serve.runtime.origin import Origin
     from alpa_serve.runtime.reply import Reply
     from alpa_serve.runtime.request import ServeRequest
@@ -118,10 +120,11 @@ class Cluster:
     def _peers(self) -> dict[str, Any]:
         """Return the processes that there are, by name."""
         peers = {}
-        for name in ray.util.list_named_actors():
-            if name.startswith(self._origin.prefix):
+        for found in ray.util.list_named_actors(all_namespaces=True):
+            name = found["name"]
+            if found["namespace"] == NAMESPACE and name.startswith(self._origin.prefix):
                 try:
-                    peers[name] = ray.get_actor(name)
+                    peers[name] = ray.get_actor(name, NAMESPACE)
                 except ValueError:
                     continue
         return peers
@@ -156,6 +159,7 @@ class Cluster:
             settings = self.settings if self.state.port is None else replace(self.settings, port=self.state.port)
             actor = ray.remote(Router).options(
                 name=self.router_name,
+                namespace=NAMESPACE,
                 lifetime="detached",
                 num_cpus=0,
                 max_restarts=0,
@@ -195,9 +199,9 @@ class Cluster:
     def new_group(
         self,
         group_id: int,
-        shape: tuple[int, int] | None,
+        shape: Shape | None,
         bundles: list[dict[str, float]],
-        config: tuple[int, int, int] | None = None,
+        config: ParallelConfig | None = None,
     ) -> GroupInfo:
         """Return a group that is not started yet."""
         uid, slot = self.state.new_number(), self.state.new_number()
@@ -217,7 +221,7 @@ class Cluster:
             await group.process.release()
             raise InfeasiblePlacementError(
                 f"group {group.group_id}: the Ray cluster has no room for {group.process.bundles} within "
-                f"{devices_timeout_s:g} s; it has {ray.available_resources()} free"
+                f"{devices_timeout_s:g} s; it has {free_resources()} free"
             ) from None
         group.state = UP
 
@@ -259,7 +263,7 @@ class Cluster:
         complete = CreateInfo(
             info.model_def, (*info.init_args, *(args or ())), {**info.init_kwargs, **dict(kwargs or {})}
         )
-        pickled = ray.cloudpickle.dumps(complete)
+        pickled = pickled_by_value(complete)
         timing = await self._create(group, name, pickled)
         group.replicas[name] = ReplicaInfo(pickled, timing)
 

@@ -24,6 +24,7 @@ from alpa_serve.validation import check_int, check_real
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from alpa_serve.device_layout import Shape
     from alpa_serve.runtime.origin import Origin
     from alpa_serve.runtime.placement_moves import GroupSpec
     from alpa_serve.runtime.settings import ServerSettings
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 HEALTH_INTERVAL_S = 1.0
 """How often the controller looks whether every process is alive."""
+
+ORDER_TIMEOUT_S = 2.0
+"""How long a replica waits for the calls that register its model and create its group, sent before."""
 
 
 class Controller:
@@ -117,13 +121,15 @@ class Controller:
         models = cluster.state.models
         check_new_name(name, models, override)
         is_known = name in models
-        models[name] = ModelInfo(CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {})), int(time.time()))
+        models[name] = ModelInfo(
+            CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {})), int(time.time())
+        )
         if is_known:
             await self._delete_replicas(name)
         await cluster.publish()
 
     async def create_mesh_group_manager(
-        self, group_id: int, virtual_mesh_shape: tuple[int, int] | None = None, num_gpus: int = 0
+        self, group_id: int, virtual_mesh_shape: Shape | None = None, num_gpus: int = 0
     ) -> None:
         """Create a group of devices.
 
@@ -175,6 +181,7 @@ class Controller:
             If the model cannot be made; the message has its error.
         """
         cluster = await self._ready()
+        await self._let_earlier_calls_begin(name, group_id)
         check_replica(name, group_id, cluster.state.models, cluster.state.groups)
         group = cluster.state.groups[group_id]
         async with group.lock:
@@ -182,6 +189,13 @@ class Controller:
             check_replica(name, group_id, cluster.state.models, cluster.state.groups)
             await cluster.make_replica(group, name, append_init_args, append_init_kwargs)
         await cluster.publish()
+
+    async def _let_earlier_calls_begin(self, name: str, group_id: int) -> None:
+        """Wait a moment for the model and the group: Ray may begin calls of an actor in another order than sent."""
+        state = self._cluster.state
+        until = time.monotonic() + ORDER_TIMEOUT_S
+        while (name not in state.models or group_id not in state.groups) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
 
     async def delete_replica(self, name: str, group_id: int) -> None:
         """Delete a replica, once it has answered what it has been given.
@@ -243,7 +257,7 @@ class Controller:
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
-    @ray.method(max_task_retries=3)  # type: ignore[untyped-decorator]
+    @ray.method(max_task_retries=3)
     async def handle_request(self, obj: Any) -> Any:
         """Have a request answered, as one that is posted.
 
@@ -285,7 +299,7 @@ class Controller:
 
     # ---- the controller itself --------------------------------------------------------------------------------------
 
-    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    @ray.method(max_task_retries=-1)
     async def ready(self) -> int:
         """Return the number of this process, once the service has started.
 
@@ -301,7 +315,7 @@ class Controller:
         """Wait until the service has started."""
         await self._ready()
 
-    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    @ray.method(max_task_retries=-1)
     async def get_info(self) -> dict[str, Any]:
         """Return what there is.
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import ray.cloudpickle
 
 from alpa_serve.runtime.group_process import GroupProcess, RayGroup
+from alpa_serve.runtime.ray_calls import pickled_by_value
 from alpa_serve.runtime.routing_table import GroupRoute, ModelRoute, RoutingTable
 from alpa_serve.runtime.snapshots import Snapshot
 
 if TYPE_CHECKING:
+    from alpa_serve.device_layout import Shape
+    from alpa_serve.profiling import ParallelConfig
     from alpa_serve.runtime.origin import Origin
     from alpa_serve.scheduling import ReplicaTiming
     from alpa_serve.scheduling.registry import CreateInfo
@@ -87,8 +90,8 @@ class GroupInfo:
 
     group_id: int
     uid: int
-    shape: tuple[int, int] | None
-    config: tuple[int, int, int] | None
+    shape: Shape | None
+    config: ParallelConfig | None
     process: GroupProcess
     replicas: dict[str, ReplicaInfo] = field(default_factory=dict)
     state: str = STARTING
@@ -168,7 +171,7 @@ class ControllerState:
             ),
             len(self.groups),
         )
-        return table, Snapshot(self._version, ray.cloudpickle.dumps(self))
+        return table, Snapshot(self._version, pickled_by_value(self))
 
     @classmethod
     def restored(cls, snapshot: Snapshot, origin: Origin) -> ControllerState:

@@ -18,7 +18,7 @@ from alpa_serve.placement_json import read_placement
 from alpa_serve.runtime.launching import CONTROLLER_NAME, run_controller
 from alpa_serve.runtime.models.emulated import EmulatedModel
 from alpa_serve.runtime.placement_moves import GroupSpec
-from alpa_serve.runtime.ray_calls import cause_of
+from alpa_serve.runtime.ray_calls import cause_of, free_resources
 from alpa_serve.runtime.settings import LOCALHOST, ServerSettings
 from alpa_serve.scheduling import RUNTIME
 
@@ -79,7 +79,7 @@ class Deployment:
         for config, members in zip(found.group_configs, found.group_models, strict=True):
             shape = group_shape(config.num_devices, per_node)
             names = tuple(self._model_datas[model_id].name for model_id in members)
-            wanted.append(GroupSpec(tuple(config), shape, names, ((config, shape), {})))
+            wanted.append(GroupSpec(config, shape, names, ((config, shape), {})))
         _get(self.controller.apply_placement.remote(wanted, self._with_gpus))
         self.placement = found.copy()
 
@@ -194,7 +194,7 @@ def deploy(
                 controller.register_model.remote(data.name, EmulatedModel, [data.profiling_result], options)
         controller.sync()
         if with_gpus is None:
-            with_gpus = bool(defs) and ray.cluster_resources().get("GPU", 0) > 0
+            with_gpus = bool(defs) and free_resources().get("GPU", 0) > 0
         deployment = Deployment(controller, model_datas, cluster_env, with_gpus)
         deployment.apply_placement(first)
     except BaseException:
@@ -210,7 +210,9 @@ def _placement_of(source: PlacementSource, model_datas: Sequence[ModelData]) -> 
     try:
         path = Path(source)
     except TypeError:
-        raise InvalidPlacementError(f"a placement is a ModelPlacement or the path of its file, got {source!r}") from None
+        raise InvalidPlacementError(
+            f"a placement is a ModelPlacement or the path of its file, got {source!r}"
+        ) from None
     return read_placement(path, [data.name for data in model_datas]).placement
 
 

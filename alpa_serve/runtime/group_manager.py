@@ -26,6 +26,7 @@ from alpa_serve.runtime.snapshots import Snapshot, SnapshotKeeper
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from alpa_serve.device_layout import Shape
     from alpa_serve.runtime.origin import Origin
     from alpa_serve.runtime.request import ServeRequest
     from alpa_serve.scheduling import ReplicaTiming, ServingRules
@@ -52,7 +53,7 @@ class GroupManager:
     def __init__(
         self,
         group_id: int,
-        shape: tuple[int, int] | None,
+        shape: Shape | None,
         rules: ServingRules,
         origin: Origin,
         placement_group_name: str | None = None,

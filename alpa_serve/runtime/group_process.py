@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from alpa_serve.errors import GroupLostError, ModelFailedError, RequestTimeoutError
 from alpa_serve.runtime.group_manager import GroupManager
+from alpa_serve.runtime.origin import NAMESPACE
 from alpa_serve.runtime.ray_calls import future_of, is_alive
 from alpa_serve.runtime.reply import Reply
 from alpa_serve.runtime.routing_table import GroupDiedError
@@ -20,6 +21,7 @@ from alpa_serve.runtime.routing_table import GroupDiedError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from alpa_serve.device_layout import Shape
     from alpa_serve.runtime.origin import Origin
     from alpa_serve.runtime.request import ServeRequest
     from alpa_serve.scheduling import ServingRules
@@ -33,7 +35,7 @@ CPU_SHARE = 0.001
 """CPUs that a bundle without GPUs sets aside: Ray wants some resource in it, and emulated devices need none."""
 
 
-def bundles_of(shape: tuple[int, int] | None, num_gpus: float) -> list[dict[str, float]]:
+def bundles_of(shape: Shape | None, num_gpus: float) -> list[dict[str, float]]:
     """Return what is set aside for a group: a bundle per host, with its share of the GPUs if there are any.
 
     Parameters
@@ -62,9 +64,7 @@ class GroupProcess:
         Resources to set aside per host.
     """
 
-    def __init__(
-        self, origin: Origin, slot: int, shape: tuple[int, int] | None, bundles: list[dict[str, float]]
-    ) -> None:
+    def __init__(self, origin: Origin, slot: int, shape: Shape | None, bundles: list[dict[str, float]]) -> None:
         self.origin = origin
         self.shape = shape
         self.slot = slot
@@ -94,6 +94,7 @@ class GroupProcess:
         options.setdefault("num_cpus", 0)
         actor = ray.remote(GroupManager).options(
             name=self.actor_name(uid),
+            namespace=NAMESPACE,
             lifetime="detached",
             max_restarts=0,
             max_concurrency=MAX_CONCURRENCY,
@@ -108,7 +109,7 @@ class GroupProcess:
     async def find(self, uid: int) -> bool:
         """Take up the process that runs already; return whether there is one that answers."""
         try:
-            self.actor = await asyncio.to_thread(ray.get_actor, self.actor_name(uid))
+            self.actor = await asyncio.to_thread(ray.get_actor, self.actor_name(uid), NAMESPACE)
         except ValueError:
             return False
         return await is_alive(self.actor)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import TypeVar
+
+Key = TypeVar("Key")
 
 
 class InFlight:
@@ -24,11 +27,9 @@ class InFlight:
 
     def leave(self, uid: int, model: str) -> None:
         """Note that a request came back."""
-        for counter, key in ((self._by_group, uid), (self._by_replica, (uid, model))):
-            counter[key] -= 1  # type: ignore[index]
-            if not counter[key]:  # type: ignore[index]
-                del counter[key]  # type: ignore[arg-type]
-                self._left.set()
+        _decrement(self._by_group, uid)
+        _decrement(self._by_replica, (uid, model))
+        self._left.set()
 
     def of_group(self, uid: int) -> int:
         """Return how many requests the group has."""
@@ -47,3 +48,10 @@ class InFlight:
         while self._by_group[uid] if model is None else self._by_replica[uid, model]:
             self._left = asyncio.Event()
             await self._left.wait()
+
+
+def _decrement(counter: Counter[Key], key: Key) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        # groups come and go
+        del counter[key]

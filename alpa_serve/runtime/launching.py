@@ -84,13 +84,11 @@ def run_controller(
         If Ray cannot be started, or the controller does not come up.
     """
     check_rules(rules)
-    given = {"port": port, "ssl_keyfile": ssl_keyfile, "ssl_certfile": ssl_certfile}
-    settings = replace(
-        settings or ServerSettings(),
-        host=host,
-        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
-        **({} if root_path == "/" else {"root_path": root_path}),  # type: ignore[arg-type]
-    )
+    given: dict[str, Any] = {"port": port, "ssl_keyfile": ssl_keyfile, "ssl_certfile": ssl_certfile}
+    if root_path != "/":
+        given["root_path"] = root_path
+    changes = {key: value for key, value in given.items() if value is not None}
+    settings = replace(settings or ServerSettings(), host=host, **changes)
     connect(ray, None)
     _free_name(name)
     node_id = ray.get_runtime_context().get_node_id()
@@ -101,7 +99,7 @@ def run_controller(
         max_concurrency=MAX_CONCURRENCY,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
     )
-    controller = actor.remote(Origin(name, uuid.uuid4().hex[:8]), rules, settings, node_id, list(sys.path))
+    controller: Any = actor.remote(Origin(name, uuid.uuid4().hex[:8]), rules, settings, node_id, list(sys.path))
     try:
         ray.get(controller.ready.remote())
     except RayTaskError as error:
@@ -116,11 +114,12 @@ def run_controller(
 def _free_name(name: str) -> None:
     """Make room for a controller of this name, where one was shut down."""
     try:
-        former = ray.get_actor(name)
+        former: Any = ray.get_actor(name)
     except ValueError:
         return
     try:
-        is_closed = ray.get(former.get_info.remote())["closed"]
+        info: dict[str, Any] = ray.get(former.get_info.remote())
+        is_closed = info["closed"]
     except RayActorError:
         is_closed = True
     if not is_closed:

@@ -11,6 +11,9 @@ import ray
 
 logger = logging.getLogger(__name__)
 
+NAMESPACE = "alpa_serve"
+"""Ray's namespace of the processes that outlive their controller; their names have its run."""
+
 CHECK_INTERVAL_S = 2.0
 """How often a process looks whether its controller is there."""
 

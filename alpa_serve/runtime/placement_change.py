@@ -6,11 +6,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-import ray
-
 from alpa_serve.errors import InvalidPlacementError
 from alpa_serve.runtime.group_process import bundles_of
 from alpa_serve.runtime.placement_moves import kept_groups
+from alpa_serve.runtime.ray_calls import free_resources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +53,9 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
     groups = {position: state.groups[group_id] for position, group_id in kept.items()}
     gone = [group for group_id, group in state.groups.items() if group_id not in kept.values()]
     new = {
-        position: cluster.new_group(position, spec.shape, bundles_of(spec.shape, spec.num_devices if with_gpus else 0), spec.config)
+        position: cluster.new_group(
+            position, spec.shape, bundles_of(spec.shape, spec.num_devices if with_gpus else 0), spec.config
+        )
         for position, spec in enumerate(wanted)
         if position not in kept
     }
@@ -92,7 +93,7 @@ def _check(wanted: Sequence[GroupSpec], registered: list[str]) -> None:
 
 def _fitting(groups: list[GroupInfo]) -> list[GroupInfo]:
     """Return the groups that the cluster has room for now; it may still be scattered over too many nodes."""
-    free = ray.available_resources()
+    free = free_resources()
     fitting = []
     for group in groups:
         for bundle in group.process.bundles:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from alpa_serve.device_layout import Shape
+    from alpa_serve.profiling import ParallelConfig
+
 
 class GroupSpec(NamedTuple):
     """A group that a placement wants.
@@ -23,8 +26,8 @@ class GroupSpec(NamedTuple):
         Arguments that are appended to those of the registration of each.
     """
 
-    config: tuple[int, int, int]
-    shape: tuple[int, int]
+    config: ParallelConfig
+    shape: Shape
     members: tuple[str, ...]
     appended: tuple[Sequence[Any], Mapping[str, Any]] = ((), {})
 
@@ -35,7 +38,7 @@ class GroupSpec(NamedTuple):
 
 
 def kept_groups(
-    running: Mapping[int, tuple[tuple[int, int, int] | None, tuple[int, int] | None, Collection[str]]],
+    running: Mapping[int, tuple[ParallelConfig | None, Shape | None, Collection[str]]],
     wanted: Sequence[GroupSpec],
 ) -> dict[int, int]:
     """Match wanted groups to running ones of the same config and shape, those with most models in common first.

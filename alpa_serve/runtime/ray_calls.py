@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import ray
+import ray.cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
 from alpa_serve.errors import ServingError
@@ -33,3 +35,15 @@ def cause_of(error: RayTaskError) -> Exception:
     """Return what was raised in another process."""
     cause = error.cause
     return cause if isinstance(cause, Exception) else ServingError(str(error))
+
+
+def free_resources() -> dict[str, float]:
+    """Return what the Ray cluster has free, by kind: CPU, GPU and others."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return free
+
+
+def pickled_by_value(value: object) -> bytes:
+    """Return `value` pickled such that classes of a program's main module come along."""
+    pickled: bytes = ray.cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
+    return pickled

@@ -140,7 +140,7 @@ async def request_of(posted: Any) -> ServeRequest:
     if not isinstance(posted, Mapping) and hasattr(posted, "json"):
         posted = await posted.json()
     if not isinstance(posted, Mapping):
-        raise InvalidRequestError(f"a request is an object with a \"model\", got {_short(posted)}")
+        raise InvalidRequestError(f'a request is an object with a "model", got {_short(posted)}')
     return ServeRequest(posted)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from alpa_serve.errors import (
     GroupLostError,
     InvalidRequestError,
-    ModelFailedError,
     ModelNotFoundError,
     OverloadedError,
     RequestRejectedError,
@@ -17,7 +16,7 @@ from alpa_serve.errors import (
     ServingError,
 )
 from alpa_serve.runtime.dispatcher import Health, ModelCard
-from alpa_serve.runtime.http.metrics import ServingMetrics
+from alpa_serve.runtime.http.metrics import Outcome, ServingMetrics
 from alpa_serve.runtime.in_flight import InFlight
 from alpa_serve.runtime.routing_table import GroupDiedError, RoutingTable
 from alpa_serve.scheduling import Scheduler
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from alpa_serve.runtime.settings import ServerSettings
     from alpa_serve.scheduling import ServingRules
 
-OUTCOMES: tuple[tuple[type[ServingError], str], ...] = (
+OUTCOMES: tuple[tuple[type[ServingError], Outcome], ...] = (
     (RequestRejectedError, "rejected"),
     (ModelNotFoundError, "not_found"),
     (InvalidRequestError, "invalid"),
@@ -107,6 +106,8 @@ class RequestRouter:
             return
         self._table = table
         self._models = {model.name: model for model in table.models}
+        for name in self._models:
+            self._metrics.add_model(name)
         self._lost &= {route.uid for route in table.groups}
         self._set_groups({route.uid: route for route in table.groups if route.uid not in self._lost})
 
@@ -114,7 +115,7 @@ class RequestRouter:
         """Send no request to a group that was found dead."""
         if uid not in self._groups:
             return
-        self._metrics.count_lost_group(self._groups[uid].group_id)
+        self._metrics.count_group_restart(str(self._groups[uid].group_id))
         self._lost.add(uid)
         self._set_groups({other: route for other, route in self._groups.items() if other != uid})
         self._on_group_lost(uid)
@@ -219,7 +220,7 @@ class RequestRouter:
         """Return the metrics in Prometheus' text format."""
         for route in self._groups.values():
             for model in route.timings:
-                self._metrics.set_in_flight(model, route.group_id, self.in_flight.of_replica(route.uid, model))
+                self._metrics.set_in_flight(model, str(route.group_id), self.in_flight.of_replica(route.uid, model))
         return self._metrics.render()
 
     # ---- one request ------------------------------------------------------------------------------------------------
@@ -307,9 +308,7 @@ class RequestRouter:
             course.begin = now
             return free[choose_replica(loads, [route.uid for route in free], 0, len(free), -1.0)]
         inputs, outputs = self._tokens(course)
-        assignment = self._scheduler.place(
-            request.model, now, request.slo, inputs, outputs, course.sent, excluded=full
-        )
+        assignment = self._scheduler.place(request.model, now, request.slo, inputs, outputs, course.sent, excluded=full)
         if assignment is None:
             return None
         route = self._groups[assignment.group_id]
@@ -330,14 +329,14 @@ class RequestRouter:
     def _observe(self, course: _Course, error: BaseException | None, queue_s: float = 0.0) -> None:
         """Count a request in the metrics."""
         request = course.request
-        outcome = "answered"
+        outcome: Outcome = "answered"
         if error is not None:
             kinds = (name for kind, name in OUTCOMES if isinstance(error, kind))
-            outcome = next(kinds, "failed" if isinstance(error, (ServingError, ModelFailedError)) else "cancelled")
+            outcome = next(kinds, "failed" if isinstance(error, Exception) else "cancelled")
         now = time.monotonic()
         self._metrics.observe(
-            request.model if request.model in self._models else "",
-            None if course.route is None else course.route.group_id,
+            request.model,
+            "" if course.route is None else str(course.route.group_id),
             outcome,
             latency_s=now - course.sent,
             queue_s=course.given - course.came + queue_s,

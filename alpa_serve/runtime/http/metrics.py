@@ -7,7 +7,9 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-Outcome = Literal["answered", "rejected", "failed", "overloaded", "timeout", "not_found", "invalid", "lost"]
+Outcome = Literal[
+    "answered", "rejected", "failed", "overloaded", "timeout", "not_found", "invalid", "lost", "cancelled"
+]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 """Of Prometheus' text format."""
@@ -65,7 +67,6 @@ class ServingMetrics:
         self._outcome_children: dict[tuple[str, str, str], Counter] = {}
         self._slo_children: dict[str, tuple[Counter, Counter]] = {}
         self._duration_children: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
-        self._in_flight_children: dict[tuple[str, str], Gauge] = {}
 
     def add_model(self, model: str) -> None:
         """Label requests for `model` by its name from now on."""
@@ -122,13 +123,9 @@ class ServingMetrics:
         """Note the time from the sending of a request to the first piece of its streamed answer."""
         self._first_token.labels(model if model in self._models else UNKNOWN).observe(seconds)
 
-    def add_in_flight(self, model: str, group: str, change: int) -> None:
-        """Note that a group was given `change` requests for a model, or is done with them if it is negative."""
-        key = (model if model in self._models else UNKNOWN, group)
-        gauge = self._in_flight_children.get(key)
-        if gauge is None:
-            gauge = self._in_flight_children[key] = self._in_flight.labels(*key)
-        gauge.inc(change)
+    def set_in_flight(self, model: str, group: str, number: int) -> None:
+        """Note how many requests for a model a group has."""
+        self._in_flight.labels(model if model in self._models else UNKNOWN, group).set(number)
 
     def count_group_restart(self, group: str) -> None:
         """Note that a group was started again after its death."""
