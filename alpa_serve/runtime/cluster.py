@@ -167,12 +167,13 @@ class Cluster:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(self._node_id, soft=False),
             )
             self._router = actor.remote(self._origin, self._rules, settings)
+            # whoever connects is to find every model
+            await self._router.apply.remote(*self.state.publish())
             try:
                 self.state.port = await self._router.listen.remote()
             except RayTaskError as error:
                 ray.kill(self._router)
                 raise cause_of(error) from None
-            await self._router.apply.remote(*self.state.publish())
 
     async def publish(self) -> None:
         """Tell the router and, for a successor, all groups what there is now."""

@@ -187,12 +187,12 @@ def deploy(
         # the router keeps the intervals between requests itself
         own_rules = replace(rules, dispatch_interval_s=0.0)
         for data in model_datas:
-            if data.name in defs:
-                controller.register_model.remote(data.name, defs[data.name])
-            else:
+            model: tuple[Any, ...] = (defs.get(data.name),)
+            if data.name not in defs:
                 options = {"rules": own_rules, "enable_batching": enable_batching, "name": data.name}
-                controller.register_model.remote(data.name, EmulatedModel, [data.profiling_result], options)
-        controller.sync()
+                model = (EmulatedModel, [data.profiling_result], options)
+            # one after the other, so that they are listed in their order
+            _get(controller.register_model.remote(data.name, *model))
         if with_gpus is None:
             with_gpus = bool(defs) and free_resources().get("GPU", 0) > 0
         deployment = Deployment(controller, model_datas, cluster_env, with_gpus)
