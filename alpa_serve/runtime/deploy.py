@@ -24,7 +24,7 @@ from alpa_serve.scheduling import RUNTIME
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from alpa_serve.placement import ModelData
     from alpa_serve.scheduling import ServingRules
@@ -47,13 +47,20 @@ class Deployment:
     """
 
     def __init__(
-        self, controller: Any, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, with_gpus: bool
+        self,
+        controller: Any,
+        model_datas: Sequence[ModelData],
+        cluster_env: ClusterEnv,
+        *,
+        defined: Collection[str] = (),
+        with_gpus: bool = False,
     ) -> None:
         self.controller = controller
         self.url: str = ray.get(controller.get_info.remote())["url"]
         self.placement = ModelPlacement([], [])
         self._model_datas = list(model_datas)
         self._cluster_env = cluster_env
+        self._defined = frozenset(defined)
         self._with_gpus = with_gpus
 
     def apply_placement(self, placement: PlacementSource) -> None:
@@ -73,7 +80,7 @@ class Deployment:
             If a model cannot be made.
         """
         found = _placement_of(placement, self._model_datas)
-        found.verify(self._model_datas, self._cluster_env)
+        _verify(found, self._model_datas, self._cluster_env, self._defined)
         per_node = self._cluster_env.num_devices_per_node
         wanted = []
         for config, members in zip(found.group_configs, found.group_models, strict=True):
@@ -154,7 +161,8 @@ def deploy(
         As :func:`~alpa_serve.runtime.launching.run_controller` has them.
     model_defs : mapping of str to callable, optional
         What makes a replica of a model: ``model_def(parallel_config, (hosts, devices per host))``; an
-        :class:`EmulatedModel` with its profile where there is none.
+        :class:`EmulatedModel` with its profile where there is none. The profile of a model that is given here need not
+        have what the placement asks for.
     enable_batching : bool
         Whether emulated models serve in batches where their profiles have several batch sizes.
     with_gpus : bool, optional
@@ -181,7 +189,7 @@ def deploy(
         raise InvalidConfigError(f"model_defs: unknown model {unknown!r}; models: {', '.join(names)}")
     # before anything is started
     first = _placement_of(first, model_datas)
-    first.verify(model_datas, cluster_env)
+    _verify(first, model_datas, cluster_env, defs)
     controller = run_controller(host, port, name=name, rules=rules, settings=settings)
     try:
         # the router keeps the intervals between requests itself
@@ -195,7 +203,7 @@ def deploy(
             _get(controller.register_model.remote(data.name, *model))
         if with_gpus is None:
             with_gpus = bool(defs) and free_resources().get("GPU", 0) > 0
-        deployment = Deployment(controller, model_datas, cluster_env, with_gpus)
+        deployment = Deployment(controller, model_datas, cluster_env, defined=defs, with_gpus=with_gpus)
         deployment.apply_placement(first)
     except BaseException:
         ray.get(controller.shutdown.remote())
@@ -214,6 +222,23 @@ def _placement_of(source: PlacementSource, model_datas: Sequence[ModelData]) -> 
             f"a placement is a ModelPlacement or the path of its file, got {source!r}"
         ) from None
     return read_placement(path, [data.name for data in model_datas]).placement
+
+
+def _verify(
+    placement: ModelPlacement, model_datas: Sequence[ModelData], cluster_env: ClusterEnv, defined: Collection[str]
+) -> None:
+    """Check a placement, but for what models of other servers take, which is not known here."""
+    for group_id, members in enumerate(placement.group_models):
+        for model_id in members:
+            if model_id >= len(model_datas):
+                raise InvalidPlacementError(
+                    f"group {group_id}: no model {model_id}; models are 0 to {len(model_datas) - 1}"
+                )
+    emulated = [
+        [model_id for model_id in members if model_datas[model_id].name not in defined]
+        for members in placement.group_models
+    ]
+    ModelPlacement(placement.group_configs, emulated).verify(model_datas, cluster_env)
 
 
 def _get(ref: Any) -> Any:
