@@ -1,6 +1,6 @@
 """Replaying a workload against a running server: open-loop load over HTTP, measured as the simulator measures.
 
-``python -m alpa_serve.replay PLACEMENT TRACE --url URL`` is the command, :func:`replay_workload` the function behind it.
+The command is ``python -m alpa_serve.replay PLACEMENT TRACE --url URL``, the function :func:`replay_workload`.
 """
 
 from alpa_serve.replay.endpoint import Endpoint

@@ -149,12 +149,12 @@ class ReplayResult:
     @property
     def was_sent(self) -> NDArray[np.bool_]:
         """Whether each request was sent, shape (n,)."""
-        return self.status != Status.UNSENT
+        return np.not_equal(self.status, Status.UNSENT)
 
     @property
     def served(self) -> NDArray[np.bool_]:
         """Whether each request was served, shape (n,)."""
-        return self.status == Status.SERVED
+        return np.equal(self.status, Status.SERVED)
 
     @property
     def latency(self) -> NDArray[np.float64]:
