@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from alpa_serve.report.text_table import text_table
+from alpa_serve.report.plain_table import plain_table
 from alpa_serve.simulator.stats import format_stats
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def format_replay(result: ReplayResult, stats: StatsResult, predicted: StatsResu
     """
     sections = [format_stats(stats), _counts_table(result), _lateness_table(result)]
     if result.failures:
-        sections.append(text_table(("#requests", "why"), [(str(n), why) for why, n in result.failures.items()]))
+        sections.append(plain_table(("#requests", "why"), [(str(n), why) for why, n in result.failures.items()]))
     if predicted is not None:
         sections.append("Simulated and served\n" + _comparison_table(predicted, stats))
     return "\n\n".join(sections)
@@ -34,13 +34,13 @@ def format_replay(result: ReplayResult, stats: StatsResult, predicted: StatsResu
 
 def _counts_table(result: ReplayResult) -> str:
     counts = result.counts()
-    return text_table([f"#{name}" for name in counts], [[str(number) for number in counts.values()]])
+    return plain_table([f"#{name}" for name in counts], [[str(number) for number in counts.values()]])
 
 
 def _lateness_table(result: ReplayResult) -> str:
     late = result.lateness
     columns = ("sent late (ms)", "#mean", "#p50", "#p99", "#max")
-    return text_table(columns, [("", *(f"{1e3 * s:.2f}" for s in (late.mean, late.p50, late.p99, late.max)))])
+    return plain_table(columns, [("", *(f"{1e3 * s:.2f}" for s in (late.mean, late.p50, late.p99, late.max)))])
 
 
 def _comparison_table(predicted: StatsResult, served: StatsResult) -> str:
@@ -69,7 +69,7 @@ def _comparison_table(predicted: StatsResult, served: StatsResult) -> str:
     ]
     means = (f"{stats.latency_mean:.3f}" for stats in (predicted, served))
     rows.append(["all", str(served.num_requests), *_attainments(predicted.goodput, served.goodput), *means, "", ""])
-    return text_table(columns, rows)
+    return plain_table(columns, rows)
 
 
 def _attainments(predicted: float, served: float) -> list[str]:

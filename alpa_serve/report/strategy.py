@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from alpa_serve.placement_policy import PlacementEvaluator
-from alpa_serve.report.text_table import text_table
+from alpa_serve.report.plain_table import plain_table
 from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.util import GB
 
@@ -103,7 +103,7 @@ def _group_table(
                 "\n".join([*(f"{gib[m]:.2f}" for m in models), f"{gib[models].sum():.2f}"]),
             )
         )
-    return text_table(("#group", "devices", "#tp", "#pp", "#requests", "models", "#GiB/device"), rows)
+    return plain_table(("#group", "devices", "#tp", "#pp", "#requests", "models", "#GiB/device"), rows)
 
 
 def _span(devices: Sequence[int]) -> str:
@@ -128,7 +128,7 @@ def _model_table(
                 ", ".join(holders) or "none",
             )
         )
-    return text_table(("model", "#SLO (s)", "#requests", "#SLO attainment", "groups"), rows)
+    return plain_table(("model", "#SLO (s)", "#requests", "#SLO attainment", "groups"), rows)
 
 
 def _unregistered(evaluator: PlacementEvaluator) -> str:
@@ -172,4 +172,4 @@ def _deployment_table(deployment: Sequence[ReplicaDeployment]) -> str:
                 str(replica.pp_size) if placed else "",
             )
         )
-    return text_table(("#id", "model", "device_assigned", "#tp_size", "#pp_size"), rows)
+    return plain_table(("#id", "model", "device_assigned", "#tp_size", "#pp_size"), rows)

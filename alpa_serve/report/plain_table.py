@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _RULED = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
-def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table without borders as lines without trailing blanks.
 
     Parameters
