@@ -115,3 +115,20 @@ class PlanInterrupted(SearchInterrupted):
     def __init__(self, *, plan: Any = None, placement: Any = None, evaluation: Any = None) -> None:
         super().__init__(placement=placement, evaluation=evaluation)
         self.plan = plan
+
+
+class ReplayInterrupted(KeyboardInterrupt):
+    """A replay was stopped from the keyboard; what became of the requests so far is attached.
+
+    Parameters
+    ----------
+    result : ReplayResult or None
+        Requests that were not sent yet are marked so; those that waited for their answer count as unanswered.
+    """
+
+    def __init__(self, *, result: Any = None) -> None:
+        super().__init__("the replay was stopped")
+        self.result = result
+
+    def __reduce__(self) -> tuple[Callable[[], "ReplayInterrupted"], tuple[()]]:
+        return partial(type(self), **vars(self)), ()

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from alpa_serve.placement_policy import PlacementEvaluator
+from alpa_serve.report.plain_table import plain_table
 from alpa_serve.scheduling import ALPASERVE
 from alpa_serve.util import GB
 
@@ -21,9 +17,6 @@ if TYPE_CHECKING:
     from alpa_serve.placement_policy.plan_search import UpperBound
     from alpa_serve.scheduling import ServingRules
     from alpa_serve.simulator.columnar_workload import Workload
-
-# rich's SIMPLE_HEAD with plain dashes: the text goes to files and to terminals that know ASCII only
-_RULED = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def format_strategy(
@@ -61,8 +54,8 @@ def format_strategy(
     evaluation = evaluator.evaluate(placement)
     called = [f"{data.name} {label}" for data, label in zip(model_datas, model_labels, strict=True)]
     sections = [
-        "Groups\n" + _render(_group_table(placement, called, evaluator, evaluation, cluster_env)),
-        "Models\n" + _render(_model_table(placement, called, evaluator, evaluation)) + _unregistered(evaluator),
+        "Groups\n" + _group_table(placement, called, evaluator, evaluation, cluster_env),
+        "Models\n" + _model_table(placement, called, evaluator, evaluation) + _unregistered(evaluator),
     ]
     absent = [m for m in range(len(model_datas)) if m not in placement.placed_models()]
     if absent:
@@ -73,7 +66,7 @@ def format_strategy(
         f"{_possible(evaluator, upper_bound, evaluation.goodput)}mean latency {evaluation.latency_mean:.3f} s"
     )
     sections.append(str(placement))
-    sections.append("Deployment\n" + _render(_deployment_table(placement.deployment(model_labels, cluster_env))))
+    sections.append("Deployment\n" + _deployment_table(placement.deployment(model_labels, cluster_env)))
     return "\n\n".join(sections)
 
 
@@ -88,43 +81,29 @@ def _possible(evaluator: PlacementEvaluator, upper_bound: UpperBound | None, att
     return f"at most {bound:.4f} is possible, "
 
 
-def _table(*columns: str) -> Table:
-    """Return a table without borders; columns that start with # hold numbers."""
-    table = Table(box=_RULED, show_edge=False, pad_edge=True)
-    for column in columns:
-        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
-    return table
-
-
-def _render(table: Table) -> str:
-    # wider than any table: nothing is wrapped or cut
-    console = Console(file=io.StringIO(), width=10**6, color_system=None, force_terminal=False, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
-
-
 def _group_table(
     placement: ModelPlacement,
     called: Sequence[str],
     evaluator: PlacementEvaluator,
     evaluation: Evaluation,
     cluster_env: ClusterEnv,
-) -> Table:
-    table = _table("#group", "devices", "#tp", "#pp", "#requests", "models", "#GiB/device")
+) -> str:
+    rows = []
     devices = placement.assign_devices(cluster_env)
     for group_id, (config, models) in enumerate(zip(placement.group_configs, placement.group_models, strict=True)):
         gib = evaluator.weights(config) / GB
-        table.add_row(
-            str(group_id),
-            _span(devices[group_id]),
-            str(config.op),
-            str(config.pp),
-            str(evaluation.group_num_requests[group_id]),
-            "\n".join([*(called[m] for m in models), f"used of {cluster_env.mem_budget / GB:.2f}"]),
-            "\n".join([*(f"{gib[m]:.2f}" for m in models), f"{gib[models].sum():.2f}"]),
+        rows.append(
+            (
+                str(group_id),
+                _span(devices[group_id]),
+                str(config.op),
+                str(config.pp),
+                str(evaluation.group_num_requests[group_id]),
+                "\n".join([*(called[m] for m in models), f"used of {cluster_env.mem_budget / GB:.2f}"]),
+                "\n".join([*(f"{gib[m]:.2f}" for m in models), f"{gib[models].sum():.2f}"]),
+            )
         )
-    return table
+    return plain_table(("#group", "devices", "#tp", "#pp", "#requests", "models", "#GiB/device"), rows)
 
 
 def _span(devices: Sequence[int]) -> str:
@@ -134,20 +113,22 @@ def _span(devices: Sequence[int]) -> str:
 
 def _model_table(
     placement: ModelPlacement, called: Sequence[str], evaluator: PlacementEvaluator, evaluation: Evaluation
-) -> Table:
-    table = _table("model", "#SLO (s)", "#requests", "#SLO attainment", "groups")
+) -> str:
+    rows = []
     for model_id, data in enumerate(evaluator.model_datas):
         num_requests = int(evaluator.model_num_requests[model_id])
         attained = int(evaluation.model_num_good[model_id]) / num_requests if num_requests else None
         holders = [str(g) for g, models in enumerate(placement.group_models) if model_id in models]
-        table.add_row(
-            called[model_id],
-            f"{data.slo:.3f}",
-            str(num_requests),
-            "no request" if attained is None else f"{attained:.4f}",
-            ", ".join(holders) or "none",
+        rows.append(
+            (
+                called[model_id],
+                f"{data.slo:.3f}",
+                str(num_requests),
+                "no request" if attained is None else f"{attained:.4f}",
+                ", ".join(holders) or "none",
+            )
         )
-    return table
+    return plain_table(("model", "#SLO (s)", "#requests", "#SLO attainment", "groups"), rows)
 
 
 def _unregistered(evaluator: PlacementEvaluator) -> str:
@@ -178,15 +159,17 @@ def _why_absent(
     return "; ".join(f"on groups of {config} {reason}" for config, (_, reason) in reasons.items()) or "no group"
 
 
-def _deployment_table(deployment: Sequence[ReplicaDeployment]) -> Table:
-    table = _table("#id", "model", "device_assigned", "#tp_size", "#pp_size")
+def _deployment_table(deployment: Sequence[ReplicaDeployment]) -> str:
+    rows = []
     for replica in deployment:
         placed = bool(replica.device_assigned)
-        table.add_row(
-            str(replica.replica_id),
-            replica.model,
-            ",".join(map(str, replica.device_assigned)) if placed else "not placed",
-            str(replica.tp_size) if placed else "",
-            str(replica.pp_size) if placed else "",
+        rows.append(
+            (
+                str(replica.replica_id),
+                replica.model,
+                ",".join(map(str, replica.device_assigned)) if placed else "not placed",
+                str(replica.tp_size) if placed else "",
+                str(replica.pp_size) if placed else "",
+            )
         )
-    return table
+    return plain_table(("#id", "model", "device_assigned", "#tp_size", "#pp_size"), rows)
