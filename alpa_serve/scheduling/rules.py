@@ -146,3 +146,6 @@ mean over the models and configs: the prefill of prompts of at most 512 characte
 handling of a request. ``idle_penalty_s``: how much longer service takes after a pause, mean over all such requests;
 from 15 s on, pauses in the trace show it, and no run tells what happens to the GPUs then.
 """
+
+RULES_BY_NAME = {"alpaserve": ALPASERVE, "maveriq": MAVERIQ, "runtime": RUNTIME}
+"""What command lines call the rules of this package."""

@@ -1,0 +1,118 @@
+"""``python -m alpa_serve.run``: what it refuses before it starts anything, and how it serves and ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+
+from alpa_serve.placement import ModelPlacement
+from alpa_serve.placement_json import to_json
+from alpa_serve.profiling import ParallelConfig, ProfilingResult
+from alpa_serve.profiles import csv_form
+from alpa_serve.run import main
+
+START_S = 90
+
+
+@pytest.fixture
+def placement_file(tmp_path):
+    path = tmp_path / "placement.json"
+    path.write_text(to_json(ModelPlacement([ParallelConfig(1, 1, 1)], [[0, 1]]), ["llama-2-7b", "other"]))
+    return path
+
+
+REFUSED = [
+    (["--port", "70000"], "port must be at most 65535"),
+    (["--root-path", "x"], "root_path must start with '/'"),
+    (["--ssl-keyfile", "key.pem"], "TLS needs both"),
+    (["--api-key-file", "absent.txt"], "absent.txt"),
+    (["--placement", "absent.json"], "absent.json: cannot be read"),
+    (["--profile", "a=llama-2-7b"], "go with --placement"),
+    (["--backend", "a=http://127.0.0.1:1/v1"], "go with --placement"),
+    (["--max-queue", "0"], "max_queue must be"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
+def test_what_is_wrong_with_the_arguments_is_said_before_anything_starts(arguments, said, capsys):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+REFUSED_MODELS = [
+    ([], "model 'other': unknown model 'other'"),
+    (["--profile", "nobody=llama-2-7b"], "nobody"),
+    (["--profile", "other"], "NAME="),
+    (["--profile", "other=nothing"], "unknown model 'nothing'"),
+    (["--profile", "other=gptj-6b", "--backend", "other=http://127.0.0.1:1"], "both a --profile and a --backend"),
+    (["--backend", "other=ftp://127.0.0.1"], "http"),
+    (["--profile", "other=gptj-6b", "--mem-budget", "1"], "mem_budget is 1.00 GiB"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED_MODELS)
+def test_a_placement_whose_models_cannot_be_served_is_refused(placement_file, arguments, said, capsys):
+    assert main(["--placement", str(placement_file), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def slow_model(tmp_path):
+    """Return the path of a profile of which a request takes two seconds."""
+    profile = ProfilingResult("slow")
+    profile.add_result(ParallelConfig(1, 1, 1), 1, [2.0], [1.0], [1.0])
+    path = tmp_path / "slow.csv"
+    csv_form.write_csv(profile, path)
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answered(
+    tmp_path, placement_file, slow_model, number
+):
+    command = [sys.executable, "-m", "alpa_serve.run", "--port", "0", "--placement", placement_file]
+    profiles = ["--profile", f"other=slow@{slow_model}"]
+    environment = os.environ | {"ALPA_SERVE_API_KEY": "secret"}
+    with subprocess.Popen(
+        [*command, *profiles], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        watchdog = threading.Timer(START_S, server.kill)
+        watchdog.start()
+        try:
+            line = server.stdout.readline()
+            assert line.startswith("serving 2 models in 1 groups at http://127.0.0.1:"), line + server.stderr.read()
+            url = line.split()[-1]
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                post(url, {"model": "other"}, key="wrong")
+            children = psutil.Process(server.pid).children(recursive=True)
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(post(url, {"model": "other", "idx": 7})))
+            asking.start()
+            time.sleep(0.5)
+            server.send_signal(number)
+            out, _ = server.communicate()
+            asking.join()
+        finally:
+            watchdog.cancel()
+            server.kill()
+    assert server.returncode == 0
+    assert out.splitlines() == ["answering what was asked; once more to stop at once", "stopped"]
+    assert [answer["idx"] for answer in answers] == [7]
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def post(url, fields, key="secret"):
+    request = urllib.request.Request(
+        url, json.dumps(fields).encode(), {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
