@@ -153,7 +153,7 @@ class EmulatedDevices:
         return service
 
     async def sleep_until(self, when: float) -> None:
-        """Return at `when`, in seconds of the event loop's clock; at once if that is past."""
+        """Return at `when`, in seconds of the event loop's clock, to a millisecond or so; at once if that is past."""
         await self._sleeper.sleep_until(when)
 
     def _begin(self, rules: ServingRules, in_batches: bool) -> None:
@@ -204,10 +204,12 @@ class EmulatedDevices:
                 _decide(request, RequestRejectedError(_TOO_LATE))
             for request in batch.taken:
                 _decide(request, Service(request.arrival, batch.begin, batch.end, len(batch.taken)))
+        following = batches.next_at()
         if self._timer is not None:
+            if self._timer.when() == following:
+                return
             self._timer.cancel()
             self._timer = None
-        following = batches.next_at()
         if following is not None:
             self._timer = asyncio.get_running_loop().call_at(following, self._on_timer, batches)
 

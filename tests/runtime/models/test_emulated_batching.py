@@ -62,6 +62,14 @@ def test_all_are_served_where_all_are_admitted(batched, virtual_time, answers_of
     assert fates(virtual_time(answers_of([(0.0, model, {"slo": 0.1})] * 2))) == [(1.0, 1.0), (2.0, 2.0)]
 
 
+def test_a_batch_holds_its_group_to_the_end_under_exclusive_execution(profile_of, virtual_time, answers_of):
+    config = ParallelConfig(1, 1, 2)
+    profile = profile_of({config: {1: [1.0, 2.0], 2: [1.5, 2.5]}})
+    for execution, came in (("pipelined", [3.0, 5.5, 5.5]), ("exclusive", [3.0, 7.0, 7.0])):
+        model = EmulatedModel(profile, config, rules=replace(EXACT, execution=execution))
+        assert [when for _, when in virtual_time(answers_of([(0.0, model, {})] * 3))] == came
+
+
 def test_the_model_whose_oldest_request_is_oldest_goes_first(batched, virtual_time, answers_of):
     devices = EmulatedDevices()
     a, b = (EmulatedModel(batched, ONE, devices) for _ in range(2))
@@ -178,3 +186,21 @@ def test_every_request_is_answered_or_rejected_once_whoever_goes(requests, profi
         return await models[0].handle_request(ServeRequest({}, model="m"))
 
     assert virtual_time(main())["latency_s"] == pytest.approx(0.4)
+
+
+def test_a_late_timer_changes_no_batch(batched, virtual_time):
+    async def main():
+        loop = asyncio.get_running_loop()
+        on_time = loop.call_at
+        loop.call_at = lambda when, *call: on_time(when + 0.5, *call)
+        model = EmulatedModel(batched, ONE)
+        tasks = []
+        for arrival in (0.0, 0.25, 1.25):
+            reached = loop.create_future()
+            on_time(arrival, reached.set_result, None)
+            await reached
+            tasks.append(asyncio.ensure_future(model.handle_request(ServeRequest({}, model="m"))))
+        return [answer["latency_s"] for answer in await asyncio.gather(*tasks)]
+
+    # the second was taken alone at 1 s, when the third was not there yet
+    assert virtual_time(main()) == [1.0, 1.75, 1.75]
