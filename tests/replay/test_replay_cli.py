@@ -63,7 +63,9 @@ def test_a_process_ends_with_130_after_ctrl_c_and_says_what_was_measured(server,
         process.wait()
     assert process.returncode == cli.STOPPED
     assert output.startswith("Stopped before")
-    assert f"all: {len(server.bodies)} requests" in output
+    # what was on its way when it was stopped may not have come
+    (num_sent,) = (int(line.split()[1]) for line in output.splitlines() if line.startswith("all: "))
+    assert len(server.bodies) <= num_sent <= len(server.bodies) + 5
     assert "Traceback" not in errors
     assert errors.endswith("stopped; this is what was measured so far\n")
 
