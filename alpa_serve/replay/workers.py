@@ -260,6 +260,7 @@ class _Team:
             self._send(number, start)
         while not (self._is_done() or self.stopped):
             self._receive_ready()
+            self._report()
         if self.stopped:
             self.stop()
 
@@ -305,7 +306,6 @@ class _Team:
                 self.outcomes[number] = message
             else:
                 self._progress[number] = message
-        self._report()
 
     def _report(self) -> None:
         if self._on_progress is None:
@@ -356,7 +356,9 @@ def _work(connection: Connection) -> None:
         gc.set_threshold(*GARBAGE_THRESHOLDS)
         connection.send(_READY)
         start = connection.recv()
-        if start is not None:
+        if start is None:
+            connection.send(PartOutcome.unsent(len(part)))
+        else:
             connection.send(asyncio.run(_send_until_stopped(connection, part, settings, start)))
 
 
