@@ -24,6 +24,9 @@ KEEP_ALIVE_S = 4.0
 """Seconds that an idle connection is kept: servers close theirs after 5 s or more, and a request that is sent just then
 would be lost."""
 
+DNS_CACHE_S = 600
+"""Seconds that the address of the server is kept: looking it up takes a thread, which makes requests late."""
+
 LARGEST_HEADER_BYTES = 64 << 10
 """Longest line and longest header of an answer."""
 
@@ -90,7 +93,9 @@ class Endpoint:
         if self.api_key is not None:
             headers["Authorization"] = f"Bearer {self.api_key}"
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls(), keepalive_timeout=KEEP_ALIVE_S),
+            connector=aiohttp.TCPConnector(
+                limit=0, ssl=self._tls(), keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=DNS_CACHE_S
+            ),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=None),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -6,6 +6,7 @@ The processes have nothing else to do than to send: what the caller does meanwhi
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import multiprocessing
 import signal
@@ -40,6 +41,10 @@ STOP_TIMEOUT_S = 30.0
 
 POLL_INTERVAL_S = 0.2
 """Seconds after which Ctrl-C is looked for."""
+
+GARBAGE_THRESHOLDS = (100_000, 50, 1000)
+"""When processes look for garbage (:func:`gc.set_threshold`): by Python's own, they look through all requests in flight
+so often that with a thousand of these every hundredth request is sent tens of milliseconds late."""
 
 _READY = "ready"
 
@@ -255,6 +260,7 @@ class _Team:
             self._send(number, start)
         while not (self._is_done() or self.stopped):
             self._receive_ready()
+            self._report()
         if self.stopped:
             self.stop()
 
@@ -300,7 +306,6 @@ class _Team:
                 self.outcomes[number] = message
             else:
                 self._progress[number] = message
-        self._report()
 
     def _report(self) -> None:
         if self._on_progress is None:
@@ -347,9 +352,13 @@ def _work(connection: Connection) -> None:
     # whoever started this process may be gone
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         part, settings = connection.recv()
+        gc.freeze()
+        gc.set_threshold(*GARBAGE_THRESHOLDS)
         connection.send(_READY)
         start = connection.recv()
-        if start is not None:
+        if start is None:
+            connection.send(PartOutcome.unsent(len(part)))
+        else:
             connection.send(asyncio.run(_send_until_stopped(connection, part, settings, start)))
 
 

@@ -30,7 +30,8 @@ class FakeServer:
         How many further requests lose their connection, whatever they ask.
     """
 
-    def __init__(self):
+    def __init__(self, tls=None):
+        self._tls = tls
         self.models, self.api_key, self.drops = ["m0", "m1"], None, 0
         self.bodies, self.headers = [], []
         self.hung = asyncio.Event()
@@ -49,9 +50,9 @@ class FakeServer:
         app.add_routes([aiohttp.web.get("/v1/models", self._list), aiohttp.web.post("/", self._answer)])
         runner = aiohttp.web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
+        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._tls)
         await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}/"
         self._end = asyncio.Event()
         started.set()
         await self._end.wait()
@@ -99,11 +100,23 @@ class FakeServer:
 
 
 @pytest.fixture
-def server():
+def fake_server():
+    """Return fake_server(tls=None) -> a FakeServer that has m0 and m1, over TLS if a context is given."""
+    started = []
+
+    def start(tls=None):
+        started.append(FakeServer(tls))
+        return started[-1]
+
+    yield start
+    for fake in started:
+        fake.close()
+
+
+@pytest.fixture
+def server(fake_server):
     """Return a FakeServer that has m0 and m1."""
-    fake = FakeServer()
-    yield fake
-    fake.close()
+    return fake_server()
 
 
 @pytest.fixture

@@ -1,3 +1,7 @@
+import shutil
+import ssl
+import subprocess
+
 import pytest
 
 from alpa_serve.errors import InvalidConfigError, ModelNotFoundError, ServingError
@@ -68,3 +72,24 @@ def test_another_root_path_is_no_list_of_models(server):
 def test_a_server_that_is_not_there_cannot_be_reached():
     with pytest.raises(ServingError, match="cannot be reached"):
         Endpoint(url="http://127.0.0.1:1/").check_models(["m0"])
+
+
+@pytest.fixture
+def tls_server(tmp_path, fake_server):
+    """Return a FakeServer that speaks TLS, and the file of its certificate."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return fake_server(context), certificate
+
+
+def test_a_certificate_is_taken_if_it_is_trusted_or_any_is(tls_server):
+    server, certificate = tls_server
+    Endpoint(url=server.url, ca_file=certificate).check_models(["m0"])
+    Endpoint(url=server.url, insecure=True).check_models(["m0"])
+    with pytest.raises(ServingError, match="certificate"):
+        Endpoint(url=server.url).check_models(["m0"])

@@ -10,7 +10,8 @@ import pytest
 
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_json import to_json
-from alpa_serve.replay import cli
+from alpa_serve.replay import cli, replay_workload
+from alpa_serve.simulator.workload import DeterministicProcess
 
 LOAD = ["uniform:rate=20", "--duration", "0.5"]
 
@@ -63,9 +64,23 @@ def test_a_process_ends_with_130_after_ctrl_c_and_says_what_was_measured(server,
         process.wait()
     assert process.returncode == cli.STOPPED
     assert output.startswith("Stopped before")
-    assert f"all: {len(server.bodies)} requests" in output
+    # what was on its way when it was stopped may not have come
+    (num_sent,) = (int(line.split()[1]) for line in output.splitlines() if line.startswith("all: "))
+    assert len(server.bodies) <= num_sent <= len(server.bodies) + 5
     assert "Traceback" not in errors
     assert errors.endswith("stopped; this is what was measured so far\n")
+
+
+def test_ctrl_c_before_anything_was_sent_has_no_figures(run, monkeypatch):
+    def stop(workload, url, **_):
+        workload.arrivals += 3600
+        return replay_workload(workload, url, on_progress=press)
+
+    def press(progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "replay_workload", stop)
+    assert run(*LOAD, "--quiet") == (cli.STOPPED, "", "stopped; nothing was sent yet\n")
 
 
 def test_failed_requests_make_it_1(run, server):
@@ -75,7 +90,7 @@ def test_failed_requests_make_it_1(run, server):
     assert "ServerDisconnectedError" in output
 
 
-def test_rejected_requests_are_answered(run, server, monkeypatch):
+def test_requests_that_miss_their_slo_are_answered(run):
     code, output, _ = run(*LOAD, "--slo", "0", "--quiet")
     assert code == 0
     assert "SLO attainment 0.0000" in output
@@ -174,8 +189,6 @@ def test_late_sending_is_warned_of(run, monkeypatch):
 
 
 def test_processes_are_as_many_as_the_busiest_second_needs(monkeypatch):
-    from alpa_serve.simulator.workload import DeterministicProcess
-
     monkeypatch.setattr(cli.os, "cpu_count", lambda: 4)
     for rate, expected in ((10, 1), (4500, 3), (50_000, 4)):
         workload = DeterministicProcess(rate).generate_workload("m0", 0, 2)

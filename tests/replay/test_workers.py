@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alpa_serve.errors import InvalidConfigError, InvalidWorkloadError, ReplayInterrupted, WorkerError
-from alpa_serve.replay import Status, replay_workload
+from alpa_serve.replay import Status, replay_workload, workers
 from alpa_serve.simulator.stats import compute_stats
 from alpa_serve.simulator.workload import Workload
 
@@ -101,6 +101,40 @@ def test_ctrl_c_gives_what_was_measured_so_far(server):
     assert result.stopped
     assert [Status(status).name for status in result.status] == ["SERVED", "SERVED", "UNANSWERED", "UNSENT", "UNSENT"]
     assert (result.counts()["sent"], result.counts()["answered"], result.stats().num_requests) == (3, 2, 3)
+
+
+def test_ctrl_c_before_the_begin_leaves_all_unsent(server, monkeypatch):
+    def press(self, number):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(workers._Team, "_receive", press)
+    with pytest.raises(ReplayInterrupted) as caught:
+        replay_workload(workload_of([None] * 3), server.url)
+    assert caught.value.result.status.tolist() == [Status.UNSENT] * 3
+    assert not server.bodies
+
+
+def test_ctrl_c_that_python_raises_stops_processes_that_have_not_begun(server, monkeypatch):
+    def press(team, number, message):
+        if isinstance(message, float) and number == 1:
+            raise KeyboardInterrupt
+        send(team, number, message)
+
+    send = workers._Team._send
+    monkeypatch.setattr(workers._Team, "_send", press)
+    with pytest.raises(ReplayInterrupted) as caught:
+        replay_workload(workload_of([None] * 4, gap=100), server.url, num_processes=2)
+    assert caught.value.result.status[1::2].tolist() == [Status.UNSENT] * 2
+
+
+def test_a_callback_may_stop_the_replay(server):
+    def stop(progress):
+        if progress.answered:
+            raise KeyboardInterrupt
+
+    with pytest.raises(ReplayInterrupted) as caught:
+        replay_workload(workload_of([None] * 2, gap=1000), server.url, on_progress=stop)
+    assert caught.value.result.status.tolist() == [Status.SERVED, Status.UNSENT]
 
 
 def test_what_the_callback_raises_ends_the_replay(server):
