@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -103,7 +103,16 @@ class LimitedConnection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self.settings.max_header_bytes:
             raise ValueError(self._head_too_large())
+        upgrades = self.parser.should_upgrade()
+        if upgrades and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+            # the parser takes the body for the other protocol, and the model would get none
+            self._refusal = HttpError(400, "unsupported_upgrade", "a body cannot be sent with the header Upgrade")
+            raise ValueError(str(self._refusal))
         super().on_headers_complete()
+        if upgrades:
+            self.cycle.keep_alive = False
+        if not self.cycle.keep_alive:
+            self.cycle.transport = _ClosesWhenRead(self)  # type: ignore[assignment]
         self._head_begun = False
         self._head_bytes = 0
         self._parts_read += 1
@@ -174,6 +183,18 @@ class LimitedConnection(HttpToolsProtocol):
             # whoever waits for the rest of the request learns that none comes
             cycle.disconnected = True
             cycle.message_event.set()
+        self._linger()
+
+    def close_when_read(self) -> None:
+        """Close the connection, but let the client send the rest of a body that no one is going to read."""
+        if self._parts_read % 2:
+            self._is_refused = True
+            self._stop_timer()
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
         if len(self.lingering) >= MAX_LINGERING or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -181,6 +202,19 @@ class LimitedConnection(HttpToolsProtocol):
         self.connections.discard(self)
         self.lingering.add(self)
         self._start_timer(LINGER_S)
+
+
+class _ClosesWhenRead:
+    """The transport of a connection, whose end a client sees only after it has sent its request."""
+
+    def __init__(self, connection: LimitedConnection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection.transport, name)
+
+    def close(self) -> None:
+        self._connection.close_when_read()
 
 
 def limited_connection(settings: ServerSettings) -> type[LimitedConnection]:
