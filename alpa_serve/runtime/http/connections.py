@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -111,8 +111,7 @@ class LimitedConnection(HttpToolsProtocol):
         super().on_headers_complete()
         if upgrades:
             self.cycle.keep_alive = False
-        if not self.cycle.keep_alive:
-            self.cycle.transport = _ClosesWhenRead(self)  # type: ignore[assignment]
+        self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
         self._head_begun = False
         self._head_bytes = 0
         self._parts_read += 1
@@ -204,16 +203,38 @@ class LimitedConnection(HttpToolsProtocol):
         self._start_timer(LINGER_S)
 
 
-class _ClosesWhenRead:
-    """The transport of a connection, whose end a client sees only after it has sent its request."""
+class _AnswerTransport:
+    """The transport of a connection as the answer to one request uses it.
+
+    uvicorn writes head and body apart, which are two calls of the system and two packets: the head waits for the body.
+    And the end of the connection waits for the end of the request.
+    """
+
+    __slots__ = ("_begun", "_connection", "_cycle", "_head", "_transport")
 
     def __init__(self, connection: LimitedConnection) -> None:
         self._connection = connection
+        self._cycle = connection.cycle
+        self._transport = connection.transport
+        self._head = b""
+        self._begun = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection.transport, name)
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif not self._begun and self._cycle.response_started:
+            self._begun = True
+            if self._cycle.scope["method"] != "HEAD":
+                self._head = data
+                return
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
     def close(self) -> None:
+        if self._head:
+            self.write(b"")
         self._connection.close_when_read()
 
 
