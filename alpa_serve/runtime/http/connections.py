@@ -103,7 +103,15 @@ class LimitedConnection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self.settings.max_header_bytes:
             raise ValueError(self._head_too_large())
+        upgrades = self.parser.should_upgrade()
+        if upgrades and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+            # the parser takes the body for the other protocol, and the model would get none
+            self._refusal = HttpError(400, "unsupported_upgrade", "a body cannot be sent with the header Upgrade")
+            raise ValueError(str(self._refusal))
         super().on_headers_complete()
+        if upgrades:
+            self.cycle.keep_alive = False
+        self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
         self._head_begun = False
         self._head_bytes = 0
         self._parts_read += 1
@@ -174,6 +182,18 @@ class LimitedConnection(HttpToolsProtocol):
             # whoever waits for the rest of the request learns that none comes
             cycle.disconnected = True
             cycle.message_event.set()
+        self._linger()
+
+    def close_when_read(self) -> None:
+        """Close the connection, but let the client send the rest of a body that no one is going to read."""
+        if self._parts_read % 2:
+            self._is_refused = True
+            self._stop_timer()
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
         if len(self.lingering) >= MAX_LINGERING or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -181,6 +201,41 @@ class LimitedConnection(HttpToolsProtocol):
         self.connections.discard(self)
         self.lingering.add(self)
         self._start_timer(LINGER_S)
+
+
+class _AnswerTransport:
+    """The transport of a connection as the answer to one request uses it.
+
+    uvicorn writes head and body apart, which are two calls of the system and two packets: the head waits for the body.
+    And the end of the connection waits for the end of the request.
+    """
+
+    __slots__ = ("_begun", "_connection", "_cycle", "_head", "_transport")
+
+    def __init__(self, connection: LimitedConnection) -> None:
+        self._connection = connection
+        self._cycle = connection.cycle
+        self._transport = connection.transport
+        self._head = b""
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif not self._begun and self._cycle.response_started:
+            self._begun = True
+            if self._cycle.scope["method"] != "HEAD":
+                self._head = data
+                return
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._head:
+            self.write(b"")
+        self._connection.close_when_read()
 
 
 def limited_connection(settings: ServerSettings) -> type[LimitedConnection]:

@@ -78,7 +78,7 @@ def openapi_document(base: str, *, needs_token: bool) -> dict[str, Any]:
     }
     in_query = {"name": "model", "in": "query", "schema": {"type": "string", "minLength": 1}}
     in_path = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    stream = {"text/event-stream": {"schema": _TEXT}}
+    stream = {"text/event-stream": {"schema": {"description": "Events whose data are pieces, and [DONE] at last."}}}
     generated = {**_json(_GENERATED), **stream}
     unknown = {"404": "There is no such model."}
     listing = {

@@ -88,7 +88,9 @@ class HttpServer:
         return f"{self._settings.scheme}://{shown}:{self.port}{self._settings.root_path}"
 
     async def serve(self) -> None:
-        """Serve until :meth:`stop`."""
+        """Serve until :meth:`stop`; not at all if that was before."""
+        if self._server.should_exit:
+            return
         self._ended = asyncio.Event()
         try:
             await self._server.serve(sockets=[self._socket])

@@ -77,6 +77,7 @@ class Running:
         self.server = HttpServer(build_app(dispatcher, settings), settings)
         self.port = self.server.port
         self.url = self.server.url.rstrip("/")
+        self._stopped = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -86,12 +87,12 @@ class Running:
         self.loop.close()
 
     def begin_stop(self, drain_timeout_s):
-        return asyncio.run_coroutine_threadsafe(self.server.stop(drain_timeout_s), self.loop)
+        if self._stopped is None:
+            self._stopped = asyncio.run_coroutine_threadsafe(self.server.stop(drain_timeout_s), self.loop)
+        return self._stopped
 
     def stop(self, drain_timeout_s=0.5):
-        if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):
-                self.begin_stop(drain_timeout_s)
+        self.begin_stop(drain_timeout_s)
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the server does not stop"
 

@@ -1,0 +1,106 @@
+"""What the OpenAPI document says, held against the server by what schemathesis makes of it."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+# cases of a chat take the longest to make
+EXAMPLES = {"/": 50, "/v1/completions": 50, "/v1/chat/completions": 15}
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    unsupported_method,
+]
+
+
+class _AnyModel(dict):
+    """Knows the models whose names are short, so that cases of both kinds are made."""
+
+    def __contains__(self, name):
+        return len(name) < 5
+
+    def __getitem__(self, name):
+        return _echo
+
+    def __iter__(self):
+        return iter(["m0", "0", "a/b"])
+
+
+async def _echo(request):
+    return dict(request)
+
+
+@pytest.fixture(scope="module")
+def running(serving):
+    with serving() as server:
+        server.dispatcher.answers = _AnyModel()
+        yield server
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_server_conforms_to_its_document(running, mode):
+    schema = schemathesis.openapi.from_url(running.url + "/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert {"POST /", "POST /v1/completions", "GET /healthz"} <= {operation.label for operation in operations}
+    asked = 0
+
+    def call(case):
+        nonlocal asked
+        asked += 1
+        case.call_and_validate(checks=CHECKS)
+
+    for operation in operations:
+        # what has no body cannot be wrong: any path names a model that may be
+        if operation.path not in EXAMPLES and mode is GenerationMode.NEGATIVE:
+            continue
+        cases = operation.as_strategy(generation_mode=mode)
+        limits = settings(
+            max_examples=EXAMPLES.get(operation.path, 3),
+            derandomize=True,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        limits(given(case=cases)(call))()
+    assert asked > 100
+
+
+def test_document_describes_all_routes_and_loads_nothing_from_elsewhere(running, http):
+    response = http.get(running.url + "/openapi.json")
+    document = response.json()
+    assert set(document["paths"]) == {
+        "/",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/healthz",
+        "/metrics",
+        "/openapi.json",
+    }
+    assert "http" not in response.text.replace('"type":"http"', "")
+    assert "components" in document
+    assert "securitySchemes" not in document["components"]
+
+
+def test_document_says_where_the_token_is_needed(serving, http):
+    with serving(api_key="the-key") as server:
+        headers = {"authorization": "Bearer the-key"}
+        document = http.get(server.url + "/openapi.json", headers=headers).json()
+    assert document["security"] == [{"token": []}]
+    assert document["paths"]["/healthz"]["get"]["security"] == []
+    assert "401" in document["paths"]["/"]["post"]["responses"]
