@@ -250,6 +250,7 @@ class RequestRouter:
         if course.attempts >= self._settings.max_attempts:
             raise GroupLostError(f"{course.attempts} groups died before one answered")
         course.attempts += 1
+        until = min(time.monotonic() + self._settings.recovery_timeout_s, course.deadline)
         while True:
             self._check_is_served(course.request.model)
             changed = self._changed
@@ -259,7 +260,7 @@ class RequestRouter:
                 self.in_flight.enter(chosen.uid, course.request.model)
                 course.route = chosen
                 return chosen
-            await self._wait_for(changed, course)
+            await self._wait_for(changed, course.request.model, until)
 
     def _check_is_served(self, name: str) -> None:
         if self._is_draining:
@@ -270,15 +271,14 @@ class RequestRouter:
         if name not in self._routes and not model.is_placed:
             raise GroupLostError(f"no group holds model {name!r}")
 
-    async def _wait_for(self, changed: asyncio.Event, course: _Course) -> None:
+    async def _wait_for(self, changed: asyncio.Event, model: str, until: float) -> None:
         if self._num_waiting >= self._settings.max_queue:
             raise OverloadedError("as many requests wait for a group as may wait")
         self._num_waiting += 1
         try:
-            until = course.came + self._settings.recovery_timeout_s
-            await asyncio.wait_for(changed.wait(), max(0.0, min(until, course.deadline) - time.monotonic()))
+            await asyncio.wait_for(changed.wait(), max(0.0, until - time.monotonic()))
         except asyncio.TimeoutError:
-            raise GroupLostError(f"no group that holds model {course.request.model!r} came up in time") from None
+            raise GroupLostError(f"no group that holds model {model!r} came up in time") from None
         finally:
             self._num_waiting -= 1
 
