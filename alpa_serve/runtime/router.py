@@ -121,8 +121,13 @@ class RequestRouter:
         self._on_group_lost(uid)
 
     def drain(self) -> None:
-        """Take no new requests from now on."""
+        """Take no new requests from now on; those that wait for a group to come up wait no longer."""
         self._is_draining = True
+        self._have_waiting_look_again()
+
+    def _have_waiting_look_again(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _set_groups(self, groups: dict[int, GroupRoute]) -> None:
         for uid in self._groups.keys() - groups.keys():
@@ -146,9 +151,7 @@ class RequestRouter:
         self._is_timed = {
             model: all(route.timings[model] is not None for route in routes) for model, routes in self._routes.items()
         }
-        # requests that wait for a group look again
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._have_waiting_look_again()
 
     # ---- what the HTTP server asks ----------------------------------------------------------------------------------
 
@@ -247,6 +250,8 @@ class RequestRouter:
         ServingError
             Why no group takes it.
         """
+        if self._is_draining and course.attempts == 0:
+            raise OverloadedError("the service is shutting down")
         if course.attempts >= self._settings.max_attempts:
             raise GroupLostError(f"{course.attempts} groups died before one answered")
         course.attempts += 1
@@ -260,11 +265,11 @@ class RequestRouter:
                 self.in_flight.enter(chosen.uid, course.request.model)
                 course.route = chosen
                 return chosen
+            if self._is_draining:
+                raise OverloadedError("the service is shutting down, and no group that holds the model is up")
             await self._wait_for(changed, course.request.model, until)
 
     def _check_is_served(self, name: str) -> None:
-        if self._is_draining:
-            raise OverloadedError("the service is shutting down")
         model = self._models.get(name)
         if model is None:
             raise ModelNotFoundError(f"no model {name!r}; /v1/models lists those that there are")
