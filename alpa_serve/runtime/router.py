@@ -53,6 +53,8 @@ class _Course:
         self.deadline = self.came + timeout_s
         self.attempts = 0
         self.route: GroupRoute | None = None
+        # groups that had no replica for it after all
+        self.absent: set[int] = set()
         self.given = self.came
         self.begin = self.came
 
@@ -168,6 +170,7 @@ class RequestRouter:
                     continue
                 if not isinstance(reply.error, GroupLostError):
                     break
+                course.absent.add(route.uid)
             if reply.error is not None:
                 raise reply.error
         except BaseException as error:
@@ -188,6 +191,7 @@ class RequestRouter:
                     await self._hold_back(course)
                     async for reply in route.group.stream(request.model, request, self._settings.request_timeout_s):
                         if isinstance(reply.error, GroupLostError) and not has_begun:
+                            course.absent.add(route.uid)
                             break
                         if reply.error is not None:
                             raise reply.error
@@ -303,17 +307,19 @@ class RequestRouter:
             return None
         in_flight = self.in_flight.of_group
         limit = self._settings.max_queue
-        full = [route.uid for route in routes if in_flight(route.uid) >= limit]
-        if len(full) == len(routes):
+        excluded = [route.uid for route in routes if in_flight(route.uid) >= limit]
+        if len(excluded) == len(routes):
             raise OverloadedError(f"every group that holds model {request.model!r} has {limit} requests")
+        if any(route.uid not in course.absent and route.uid not in excluded for route in routes):
+            excluded += course.absent
         now = time.monotonic()
         if not self._is_timed[request.model]:
-            free = [route for route in routes if route.uid not in full]
+            free = [route for route in routes if route.uid not in excluded]
             loads = {route.uid: in_flight(route.uid) for route in free}
             course.begin = now
             return free[choose_replica(loads, [route.uid for route in free], 0, len(free), -1.0)]
         inputs, outputs = self._tokens(course)
-        assignment = self._scheduler.place(request.model, now, request.slo, inputs, outputs, course.sent, excluded=full)
+        assignment = self._scheduler.place(request.model, now, request.slo, inputs, outputs, course.sent, excluded=excluded)
         if assignment is None:
             return None
         route = self._groups[assignment.group_id]
