@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import (
@@ -188,26 +190,24 @@ class RequestRouter:
             while not has_begun:
                 route = await self._next_route(course)
                 try:
-                    await self._hold_back(course)
-                    async for reply in route.group.stream(request.model, request, self._settings.request_timeout_s):
-                        if isinstance(reply.error, GroupLostError) and not has_begun:
-                            course.absent.add(route.uid)
-                            break
-                        if reply.error is not None:
-                            raise reply.error
-                        if not has_begun:
-                            self._metrics.observe_first_token(request.model, time.monotonic() - course.came)
-                        has_begun = True
-                        queue_s = reply.queue_s
-                        yield reply.answer
-                    else:
-                        has_begun = True
+                    async with aclosing(self._pieces(route, course)) as pieces:
+                        async for reply in pieces:
+                            if isinstance(reply.error, GroupLostError) and not has_begun:
+                                course.absent.add(route.uid)
+                                break
+                            if reply.error is not None:
+                                raise reply.error
+                            if not has_begun:
+                                self._metrics.observe_first_token(request.model, time.monotonic() - course.sent)
+                            has_begun = True
+                            queue_s = reply.queue_s
+                            yield reply.answer
+                        else:
+                            has_begun = True
                 except GroupDiedError:
                     self.lose(route.uid)
                     if has_begun:
                         raise GroupLostError("the group that was answering died") from None
-                finally:
-                    self.in_flight.leave(route.uid, request.model)
         except BaseException as error:
             self._observe(course, error, queue_s)
             raise
@@ -239,6 +239,20 @@ class RequestRouter:
             return await route.group.handle(model, course.request, course.remaining())
         finally:
             self.in_flight.leave(route.uid, model)
+
+    async def _pieces(self, route: GroupRoute, course: _Course) -> AsyncGenerator[Reply, None]:
+        model = course.request.model
+        pieces: AsyncIterator[Reply] | None = None
+        try:
+            await self._hold_back(course)
+            pieces = route.group.stream(model, course.request, self._settings.request_timeout_s)
+            async for reply in pieces:
+                yield reply
+        finally:
+            self.in_flight.leave(route.uid, model)
+            # a client that is gone is to free its group now, not when Python clears up
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
 
     async def _hold_back(self, course: _Course) -> None:
         """Wait until a request is to begin, under rules by which that is not for its group to decide."""
