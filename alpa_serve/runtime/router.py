@@ -255,9 +255,17 @@ class RequestRouter:
                 await pieces.aclose()
 
     async def _hold_back(self, course: _Course) -> None:
-        """Wait until a request is to begin, under rules by which that is not for its group to decide."""
+        """Wait until a request is to begin, under rules by which that is not for its group to decide.
+
+        Raises
+        ------
+        RequestTimeoutError
+            If it may not take that long.
+        """
         if self._holds_back:
-            await asyncio.sleep(max(0.0, course.begin - time.monotonic()))
+            await asyncio.sleep(max(0.0, min(course.begin, course.deadline) - time.monotonic()))
+            if course.begin > course.deadline:
+                raise RequestTimeoutError(f"model {course.request.model!r} could not begin in time")
         course.given = time.monotonic()
 
     async def _next_route(self, course: _Course) -> GroupRoute:
