@@ -25,7 +25,7 @@ from alpa_serve.scheduling import Scheduler
 from alpa_serve.scheduling.stage_clocks import choose_replica
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from alpa_serve.runtime.reply import Reply
     from alpa_serve.runtime.request import ServeRequest
@@ -101,6 +101,7 @@ class RequestRouter:
         self._changed = asyncio.Event()
         self._is_draining = False
         self._metrics = ServingMetrics()
+        self._reported: Iterable[tuple[str, str]] = ()
 
     # ---- what the controller tells ----------------------------------------------------------------------------------
 
@@ -225,9 +226,15 @@ class RequestRouter:
 
     def metrics(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
+        # replicas that went have none; a group that leaves may have the number of one that came
+        counts = dict.fromkeys(self._reported, 0)
         for route in self._groups.values():
             for model in route.timings:
-                self._metrics.set_in_flight(model, str(route.group_id), self.in_flight.of_replica(route.uid, model))
+                key = model, str(route.group_id)
+                counts[key] = counts.get(key, 0) + self.in_flight.of_replica(route.uid, model)
+        for (model, group), count in counts.items():
+            self._metrics.set_in_flight(model, group, count)
+        self._reported = counts.keys()
         return self._metrics.render()
 
     # ---- one request ------------------------------------------------------------------------------------------------
