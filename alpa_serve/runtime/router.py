@@ -348,7 +348,9 @@ class RequestRouter:
             course.begin = now
             return free[choose_replica(loads, [route.uid for route in free], 0, len(free), -1.0)]
         inputs, outputs = self._tokens(course)
-        assignment = self._scheduler.place(request.model, now, request.slo, inputs, outputs, course.sent, excluded=excluded)
+        assignment = self._scheduler.place(
+            request.model, now, request.slo, inputs, outputs, course.sent, excluded=excluded
+        )
         if assignment is None:
             return None
         route = self._groups[assignment.group_id]
