@@ -167,7 +167,8 @@ class ControllerState:
                     {name: replica.scaled_timing for name, replica in group.replicas.items()},
                 )
                 for group in self.all_groups()
-                if group.state == UP
+                # a restored group has no process before it was looked for
+                if group.state == UP and group.process.actor is not None
             ),
             len(self.groups),
         )

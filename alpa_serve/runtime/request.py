@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -136,6 +137,9 @@ async def request_of(posted: Any) -> ServeRequest:
     if hasattr(posted, "model_name"):
         fields = {key: getattr(posted, key, None) for key in _REQUEST_FIELDS}
         known = {key: value for key, value in fields.items() if value is not None}
+        if known.get("slo") == math.inf:
+            # which is how the simulator says that there is none
+            del known["slo"]
         return ServeRequest({"model": posted.model_name, "input": getattr(posted, "data", None), **known})
     if not isinstance(posted, Mapping) and hasattr(posted, "json"):
         posted = await posted.json()
@@ -149,5 +153,14 @@ _REQUEST_FIELDS = ("slo", "submit_time", "idx", "input_tokens", "output_tokens")
 
 def _short(value: object) -> str:
     """Return `value` as messages to clients show it: what they sent comes back to them, but not all of it."""
-    text = repr(value)
+    try:
+        text = _REPR.repr(value)
+    except Exception:
+        # Python writes no integers of very many digits; and objects that come over Ray may fail as they like
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_REPR = reprlib.Repr()
+"""Goes neither deep nor far: what is posted may be both."""
+_REPR.maxstring = _REPR.maxother = 60

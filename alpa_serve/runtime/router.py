@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve.errors import (
@@ -23,7 +25,7 @@ from alpa_serve.scheduling import Scheduler
 from alpa_serve.scheduling.stage_clocks import choose_replica
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from alpa_serve.runtime.reply import Reply
     from alpa_serve.runtime.request import ServeRequest
@@ -53,6 +55,8 @@ class _Course:
         self.deadline = self.came + timeout_s
         self.attempts = 0
         self.route: GroupRoute | None = None
+        # groups that had no replica for it after all
+        self.absent: set[int] = set()
         self.given = self.came
         self.begin = self.came
 
@@ -97,6 +101,7 @@ class RequestRouter:
         self._changed = asyncio.Event()
         self._is_draining = False
         self._metrics = ServingMetrics()
+        self._reported: Iterable[tuple[str, str]] = ()
 
     # ---- what the controller tells ----------------------------------------------------------------------------------
 
@@ -121,8 +126,13 @@ class RequestRouter:
         self._on_group_lost(uid)
 
     def drain(self) -> None:
-        """Take no new requests from now on."""
+        """Take no new requests from now on; those that wait for a group to come up wait no longer."""
         self._is_draining = True
+        self._have_waiting_look_again()
+
+    def _have_waiting_look_again(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _set_groups(self, groups: dict[int, GroupRoute]) -> None:
         for uid in self._groups.keys() - groups.keys():
@@ -146,9 +156,7 @@ class RequestRouter:
         self._is_timed = {
             model: all(route.timings[model] is not None for route in routes) for model, routes in self._routes.items()
         }
-        # requests that wait for a group look again
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._have_waiting_look_again()
 
     # ---- what the HTTP server asks ----------------------------------------------------------------------------------
 
@@ -165,6 +173,7 @@ class RequestRouter:
                     continue
                 if not isinstance(reply.error, GroupLostError):
                     break
+                course.absent.add(route.uid)
             if reply.error is not None:
                 raise reply.error
         except BaseException as error:
@@ -182,25 +191,24 @@ class RequestRouter:
             while not has_begun:
                 route = await self._next_route(course)
                 try:
-                    await self._hold_back(course)
-                    async for reply in route.group.stream(request.model, request, self._settings.request_timeout_s):
-                        if isinstance(reply.error, GroupLostError) and not has_begun:
-                            break
-                        if reply.error is not None:
-                            raise reply.error
-                        if not has_begun:
-                            self._metrics.observe_first_token(request.model, time.monotonic() - course.came)
-                        has_begun = True
-                        queue_s = reply.queue_s
-                        yield reply.answer
-                    else:
-                        has_begun = True
+                    async with aclosing(self._pieces(route, course)) as pieces:
+                        async for reply in pieces:
+                            if isinstance(reply.error, GroupLostError) and not has_begun:
+                                course.absent.add(route.uid)
+                                break
+                            if reply.error is not None:
+                                raise reply.error
+                            if not has_begun:
+                                self._metrics.observe_first_token(request.model, time.monotonic() - course.sent)
+                            has_begun = True
+                            queue_s = reply.queue_s
+                            yield reply.answer
+                        else:
+                            has_begun = True
                 except GroupDiedError:
                     self.lose(route.uid)
                     if has_begun:
                         raise GroupLostError("the group that was answering died") from None
-                finally:
-                    self.in_flight.leave(route.uid, request.model)
         except BaseException as error:
             self._observe(course, error, queue_s)
             raise
@@ -218,9 +226,15 @@ class RequestRouter:
 
     def metrics(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
+        # replicas that went have none; a group that leaves may have the number of one that came
+        counts = dict.fromkeys(self._reported, 0)
         for route in self._groups.values():
             for model in route.timings:
-                self._metrics.set_in_flight(model, str(route.group_id), self.in_flight.of_replica(route.uid, model))
+                key = model, str(route.group_id)
+                counts[key] = counts.get(key, 0) + self.in_flight.of_replica(route.uid, model)
+        for (model, group), count in counts.items():
+            self._metrics.set_in_flight(model, group, count)
+        self._reported = counts.keys()
         return self._metrics.render()
 
     # ---- one request ------------------------------------------------------------------------------------------------
@@ -233,10 +247,32 @@ class RequestRouter:
         finally:
             self.in_flight.leave(route.uid, model)
 
+    async def _pieces(self, route: GroupRoute, course: _Course) -> AsyncGenerator[Reply, None]:
+        model = course.request.model
+        pieces: AsyncIterator[Reply] | None = None
+        try:
+            await self._hold_back(course)
+            pieces = route.group.stream(model, course.request, self._settings.request_timeout_s)
+            async for reply in pieces:
+                yield reply
+        finally:
+            self.in_flight.leave(route.uid, model)
+            # a client that is gone is to free its group now, not when Python clears up
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
+
     async def _hold_back(self, course: _Course) -> None:
-        """Wait until a request is to begin, under rules by which that is not for its group to decide."""
+        """Wait until a request is to begin, under rules by which that is not for its group to decide.
+
+        Raises
+        ------
+        RequestTimeoutError
+            If it may not take that long.
+        """
         if self._holds_back:
-            await asyncio.sleep(max(0.0, course.begin - time.monotonic()))
+            await asyncio.sleep(max(0.0, min(course.begin, course.deadline) - time.monotonic()))
+            if course.begin > course.deadline:
+                raise RequestTimeoutError(f"model {course.request.model!r} could not begin in time")
         course.given = time.monotonic()
 
     async def _next_route(self, course: _Course) -> GroupRoute:
@@ -247,9 +283,12 @@ class RequestRouter:
         ServingError
             Why no group takes it.
         """
+        if self._is_draining and course.attempts == 0:
+            raise OverloadedError("the service is shutting down")
         if course.attempts >= self._settings.max_attempts:
             raise GroupLostError(f"{course.attempts} groups died before one answered")
         course.attempts += 1
+        until = min(time.monotonic() + self._settings.recovery_timeout_s, course.deadline)
         while True:
             self._check_is_served(course.request.model)
             changed = self._changed
@@ -259,26 +298,25 @@ class RequestRouter:
                 self.in_flight.enter(chosen.uid, course.request.model)
                 course.route = chosen
                 return chosen
-            await self._wait_for(changed, course)
+            if self._is_draining:
+                raise OverloadedError("the service is shutting down, and no group that holds the model is up")
+            await self._wait_for(changed, course.request.model, until)
 
     def _check_is_served(self, name: str) -> None:
-        if self._is_draining:
-            raise OverloadedError("the service is shutting down")
         model = self._models.get(name)
         if model is None:
             raise ModelNotFoundError(f"no model {name!r}; /v1/models lists those that there are")
         if name not in self._routes and not model.is_placed:
             raise GroupLostError(f"no group holds model {name!r}")
 
-    async def _wait_for(self, changed: asyncio.Event, course: _Course) -> None:
+    async def _wait_for(self, changed: asyncio.Event, model: str, until: float) -> None:
         if self._num_waiting >= self._settings.max_queue:
             raise OverloadedError("as many requests wait for a group as may wait")
         self._num_waiting += 1
         try:
-            until = course.came + self._settings.recovery_timeout_s
-            await asyncio.wait_for(changed.wait(), max(0.0, min(until, course.deadline) - time.monotonic()))
+            await asyncio.wait_for(changed.wait(), max(0.0, until - time.monotonic()))
         except asyncio.TimeoutError:
-            raise GroupLostError(f"no group that holds model {course.request.model!r} came up in time") from None
+            raise GroupLostError(f"no group that holds model {model!r} came up in time") from None
         finally:
             self._num_waiting -= 1
 
@@ -298,17 +336,21 @@ class RequestRouter:
             return None
         in_flight = self.in_flight.of_group
         limit = self._settings.max_queue
-        full = [route.uid for route in routes if in_flight(route.uid) >= limit]
-        if len(full) == len(routes):
+        excluded = [route.uid for route in routes if in_flight(route.uid) >= limit]
+        if len(excluded) == len(routes):
             raise OverloadedError(f"every group that holds model {request.model!r} has {limit} requests")
+        if any(route.uid not in course.absent and route.uid not in excluded for route in routes):
+            excluded += course.absent
         now = time.monotonic()
         if not self._is_timed[request.model]:
-            free = [route for route in routes if route.uid not in full]
+            free = [route for route in routes if route.uid not in excluded]
             loads = {route.uid: in_flight(route.uid) for route in free}
             course.begin = now
             return free[choose_replica(loads, [route.uid for route in free], 0, len(free), -1.0)]
         inputs, outputs = self._tokens(course)
-        assignment = self._scheduler.place(request.model, now, request.slo, inputs, outputs, course.sent, excluded=full)
+        assignment = self._scheduler.place(
+            request.model, now, request.slo, inputs, outputs, course.sent, excluded=excluded
+        )
         if assignment is None:
             return None
         route = self._groups[assignment.group_id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 from alpa_serve.errors import InvalidConfigError
@@ -83,10 +84,13 @@ class ServerSettings:
             raise InvalidConfigError("TLS needs both ssl_keyfile and ssl_certfile")
         for name in ("ssl_keyfile", "ssl_certfile"):
             path = getattr(self, name)
-            if path is not None and not Path(path).is_file():
-                raise InvalidConfigError(f"{name}: there is no file {path}")
-        if self.api_key is not None and not (isinstance(self.api_key, str) and self.api_key.isascii() and self.api_key):
-            raise InvalidConfigError("api_key must be ASCII text that is not empty")
+            if path is not None and not (isinstance(path, (str, PathLike)) and Path(path).is_file()):
+                raise InvalidConfigError(f"{name}: there is no file {path!r}")
+        if self.api_key is not None and not (
+            isinstance(self.api_key, str) and self.api_key and all("!" <= char <= "~" for char in self.api_key)
+        ):
+            # the key itself is not to be seen in a log
+            raise InvalidConfigError("api_key must be printable ASCII without blanks or line ends, and not empty")
         for name in ("max_body_bytes", "max_header_bytes", "max_connections", "max_queue", "max_attempts"):
             check_int(getattr(self, name), name, minimum=1)
         for name in ("header_timeout_s", "body_timeout_s", "request_timeout_s"):
