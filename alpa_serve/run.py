@@ -5,32 +5,31 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import signal
 import sys
 import threading
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpa_serve import profiles
+from alpa_serve.api_key import API_KEY_VARIABLE, read_api_key
 from alpa_serve.errors import AlpaServeError, InvalidConfigError
 from alpa_serve.placement import ClusterEnv, ModelData
 from alpa_serve.placement_json import read_placement
+from alpa_serve.profiles.named import NAMED_PROFILE, load_profiles
 from alpa_serve.profiling import ProfilingResult
 from alpa_serve.runtime.settings import LOCALHOST, ServerSettings
-from alpa_serve.scheduling import ALPASERVE, MAVERIQ, RUNTIME
+from alpa_serve.scheduling.rules import RULES_BY_NAME
 from alpa_serve.util import GB
+from alpa_serve.validation import check_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-RULES = {"runtime": RUNTIME, "alpaserve": ALPASERVE, "maveriq": MAVERIQ}
-"""Names of serving rules."""
-
-API_KEY_VARIABLE = "ALPA_SERVE_API_KEY"
-"""Environment variable with the bearer token, where no file has it."""
+NAMED_BACKEND = "NAME=URL[#MODEL]"
+"""The form in which a server is given that answers for a model."""
 
 DEFAULT_PORT = 8000
 
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"file with the bearer token that clients must bring (default: that in ${API_KEY_VARIABLE}, if any)",
     )
     parser.add_argument(
-        "--rules", choices=list(RULES), default="runtime", help="how requests are served (default: %(default)s)"
+        "--rules", choices=list(RULES_BY_NAME), default="runtime", help="how requests are served (default: %(default)s)"
     )
     placed = parser.add_argument_group("a placement to serve")
     placed.add_argument("--placement", type=Path, metavar="FILE", help="as alpa_serve.placement_json writes it")
@@ -91,14 +90,15 @@ def _parser() -> argparse.ArgumentParser:
         "--profile",
         action="append",
         default=[],
-        metavar="NAME=PROFILE",
-        help="emulate model NAME by this profile of alpa_serve.profiles (default: the profile of its own name)",
+        metavar=NAMED_PROFILE,
+        help="emulate model NAME by this profile, such as m0=llama-2-7b or m0=alpa/bert-1.3b@profiles.pkl; repeatable "
+        "(default: the profile of its own name)",
     )
     placed.add_argument(
         "--backend",
         action="append",
         default=[],
-        metavar="NAME=URL[#MODEL]",
+        metavar=NAMED_BACKEND,
         help="have a server with OpenAI's API answer for model NAME, which is called MODEL there",
     )
     placed.add_argument("--batching", action="store_true", help="emulate batching where the profile has batch sizes")
@@ -121,7 +121,7 @@ def _serve(options: argparse.Namespace) -> int:
         root_path=options.root_path,
         ssl_keyfile=options.ssl_keyfile,
         ssl_certfile=options.ssl_certfile,
-        api_key=_api_key(options.api_key_file),
+        api_key=read_api_key(options.api_key_file),
         **{name: getattr(options, name) for name in _LIMITS},
     )
     placed = None if options.placement is None else _Placed(options)
@@ -139,7 +139,7 @@ def _serve(options: argparse.Namespace) -> int:
     connect(ray, None, options.address, namespace=NAMESPACE)
     try:
         stop = _stop_on_signals()
-        rules = RULES[options.rules]
+        rules = RULES_BY_NAME[options.rules]
         if placed is None:
             controller = run_controller(options.host, name=options.name, rules=rules, settings=settings)
         else:
@@ -164,15 +164,6 @@ def _serve(options: argparse.Namespace) -> int:
         return code
     finally:
         ray.shutdown()
-
-
-def _api_key(path: Path | None) -> str | None:
-    if path is None:
-        return os.environ.get(API_KEY_VARIABLE) or None
-    key = path.read_text(encoding="utf-8").strip()
-    if not key:
-        raise InvalidConfigError(f"{path}: the file with the API key is empty")
-    return key
 
 
 def _stop_on_signals() -> threading.Event:
@@ -207,20 +198,17 @@ class _Placed:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.placement, names = read_placement(options.placement)
-        by_profile = dict(_pair(text, "--profile", names) for text in options.profile)
-        by_backend = dict(_pair(text, "--backend", names) for text in options.backend)
-        for name in by_profile.keys() & by_backend.keys():
+        known = load_profiles(options.profile, names)
+        self.model_defs = dict(_backend(text, names) for text in options.backend)
+        for name in known.keys() & self.model_defs.keys():
             raise InvalidConfigError(f"model {name!r} has both a --profile and a --backend")
-        self.model_defs: dict[str, Callable[..., Any]] = {
-            name: _backend(name, value) for name, value in by_backend.items()
-        }
         self.model_datas = [
             ModelData(
                 name,
                 math.inf,
                 0.0,
                 0.0,
-                ProfilingResult(name) if name in by_backend else _profile(name, by_profile.get(name, name)),
+                ProfilingResult(name) if name in self.model_defs else known.get(name) or _own_profile(name),
             )
             for name in names
         ]
@@ -232,30 +220,26 @@ class _Placed:
         )
 
 
-def _pair(text: str, flag: str, names: Sequence[str]) -> tuple[str, str]:
-    name, mark, value = text.partition("=")
-    if not mark or not value:
-        raise InvalidConfigError(f"{flag} {text}: NAME=VALUE is wanted")
-    if name not in names:
-        raise InvalidConfigError(f"{flag} {text}: the placement has no model {name!r}; it has {', '.join(names)}")
-    return name, value
-
-
-def _profile(name: str, source: str) -> ProfilingResult:
+def _own_profile(name: str) -> ProfilingResult:
     try:
-        profile = profiles.load(source)
+        return profiles.load(name)
     except AlpaServeError as error:
         raise InvalidConfigError(
             f"model {name!r}: {error}; say what serves it with --profile {name}=... or --backend {name}=..."
         ) from error
-    return replace(profile, model_name=name)
 
 
-def _backend(name: str, value: str) -> Callable[..., Any]:
+def _backend(text: str, names: Sequence[str]) -> tuple[str, Callable[..., Any]]:
     from alpa_serve.runtime.models import OpenAICompatibleModel
 
-    url, _, model = value.partition("#")
-    return partial(OpenAICompatibleModel, url, model or name)
+    name, equals, server = text.partition("=")
+    if not (name and equals and server):
+        raise InvalidConfigError(f"backend: {NAMED_BACKEND} is wanted, got {text!r}")
+    check_known(name, names, "model")
+    url, _, model = server.partition("#")
+    # what is wrong with the address is said here, not by every group
+    OpenAICompatibleModel(url, model or name)
+    return name, partial(OpenAICompatibleModel, url, model or name)
 
 
 if __name__ == "__main__":

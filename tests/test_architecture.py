@@ -13,7 +13,7 @@ from alpa_serve.scheduling import ALPASERVE
 PACKAGE = Path(alpa_serve.__file__).parent
 
 LAYERS = [
-    {"util", "errors", "validation", "device_layout", "safe_pickle", "files", "ray_connection"},
+    {"util", "errors", "validation", "device_layout", "safe_pickle", "files", "ray_connection", "api_key"},
     {"profiles"},
     {"profiling"},
     {"placement"},

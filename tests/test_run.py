@@ -15,8 +15,8 @@ import pytest
 
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_json import to_json
-from alpa_serve.profiling import ParallelConfig, ProfilingResult
 from alpa_serve.profiles import csv_form
+from alpa_serve.profiling import ParallelConfig, ProfilingResult
 from alpa_serve.run import main
 
 START_S = 90

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alpa_serve.api_key import API_KEY_VARIABLE, read_api_key
 from alpa_serve.errors import AlpaServeError, InvalidConfigError, ReplayInterrupted
 from alpa_serve.files import replacing
 from alpa_serve.placement import ModelData
 from alpa_serve.placement_json import read_placement
+from alpa_serve.profiles.named import NAMED_PROFILE, load_profiles
 from alpa_serve.replay.endpoint import Endpoint
 from alpa_serve.replay.output import format_replay, replay_json
 from alpa_serve.replay.progress_bar import replay_progress_bar
-from alpa_serve.replay.traffic import Traffic, load_profiles, model_slos, named_numbers
+from alpa_serve.replay.traffic import Traffic, model_slos, named_numbers
 from alpa_serve.replay.workers import replay_workload
-from alpa_serve.scheduling import ALPASERVE, MAVERIQ
+from alpa_serve.scheduling.rules import RULES_BY_NAME
 from alpa_serve.simulator import simulate
 from alpa_serve.simulator.stats import compute_stats
 from alpa_serve.trace.llm import BUILT_IN_TRACES, POISSON
@@ -38,17 +40,12 @@ if TYPE_CHECKING:
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
-API_KEY_VARIABLE = "ALPA_SERVE_API_KEY"
-"""Environment variable of the bearer token; arguments can be read by every user of the machine."""
-
 LATE_S = 0.01
 """Lateness at the 99th percentile from which on the load is not what was asked for, in seconds."""
 
 PROCESS_RATE = 2000.0
 """Requests per second that one process sends on time with room to spare: 4,500 were measured, to a server that answers
 at once, with a lateness of 5 ms at the 99th percentile."""
-
-RULES = {"alpaserve": ALPASERVE, "maveriq": MAVERIQ}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--simulate", action="store_true", help="compare with a simulation; needs a --profile of every model"
     )
     output.add_argument(
-        "--rules", choices=list(RULES), default="alpaserve", help="of the simulation (default: %(default)s)"
+        "--rules", choices=list(RULES_BY_NAME), default="runtime", help="of the simulation (default: %(default)s)"
     )
     output.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write a row per request to this file")
@@ -145,7 +142,7 @@ def _traffic_flags(group: argparse._ArgumentGroup) -> None:
         "--profile",
         action="append",
         default=[],
-        metavar="NAME=PROFILED[@SOURCE|@FILE]",
+        metavar=NAMED_PROFILE,
         help="profile of a model, such as m0=llama-2-7b or m0=alpa/bert-1.3b@profiles.pkl; repeatable",
     )
 
@@ -153,7 +150,7 @@ def _traffic_flags(group: argparse._ArgumentGroup) -> None:
 def _replay(options: argparse.Namespace) -> int:
     named = read_placement(options.placement)
     endpoint = Endpoint(
-        url=options.url, api_key=_api_key(options.api_key_file), ca_file=options.ca_file, insecure=options.insecure
+        url=options.url, api_key=read_api_key(options.api_key_file), ca_file=options.ca_file, insecure=options.insecure
     )
     profiles = load_profiles(options.profile, named.model_names)
     workload = _traffic(options).workload(model_slos(named.model_names, options.slo, options.slo_scale, profiles))
@@ -163,7 +160,7 @@ def _replay(options: argparse.Namespace) -> int:
     for path in (options.json, options.csv):
         if path is not None and not path.parent.is_dir():
             raise InvalidConfigError(f"{path}: there is no folder {path.parent}")
-    predicted = _simulate(named, profiles, workload, RULES[options.rules]) if options.simulate else None
+    predicted = _simulate(named, profiles, workload, RULES_BY_NAME[options.rules]) if options.simulate else None
     placed = named.placement.placed_models()
     endpoint.check_models([name for model_id, name in enumerate(named.model_names) if model_id in placed])
     absent = [name for model_id, name in enumerate(named.model_names) if model_id not in placed]
@@ -188,15 +185,6 @@ def _replay(options: argparse.Namespace) -> int:
         if not result.counts()["sent"]:
             raise
     return _report(options, result, predicted)
-
-
-def _api_key(path: Path | None) -> str | None:
-    if path is None:
-        return os.environ.get(API_KEY_VARIABLE) or None
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise InvalidConfigError(f"{path}: a bearer token is a line of ASCII text") from None
 
 
 def _traffic(options: argparse.Namespace) -> Traffic:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alpa_serve.errors import InvalidConfigError, InvalidProfileError, InvalidWorkloadError
-from alpa_serve.profiles import load, sources
 from alpa_serve.simulator.workload import DeterministicProcess, GammaProcess, PoissonProcess, Workload
 from alpa_serve.trace.llm import POISSON, load_llm_trace
 from alpa_serve.validation import check_int, check_known, check_real
@@ -227,36 +226,3 @@ def latency_alone(profile: ProfilingResult) -> float:
     if not known:
         raise InvalidProfileError(f"the profile of {profile.model_name!r} has no latency at batch size 1")
     return float(min(known)[1])
-
-
-def load_profiles(given: Sequence[str], names: Sequence[str]) -> dict[str, ProfilingResult]:
-    """Return profiles by the name of the model that they are for.
-
-    Parameters
-    ----------
-    given : sequence of str
-        ``NAME=PROFILED``, ``NAME=PROFILED@SOURCE`` or ``NAME=PROFILED@FILE``: what
-        :func:`alpa_serve.profiles.load` calls the model, and its source or file.
-    names : sequence of str
-        The models.
-
-    Raises
-    ------
-    AlpaServeError, FileNotFoundError
-        If a model is not known or given twice, or a profile cannot be loaded.
-    """
-    profiles: dict[str, ProfilingResult] = {}
-    for text in given:
-        name, equals, profiled = text.partition("=")
-        if not (name and equals and profiled):
-            raise InvalidConfigError(f"profile: NAME=PROFILED[@SOURCE or FILE] is wanted, got {text!r}")
-        if check_known(name, names, "model") in profiles:
-            raise InvalidConfigError(f"profile: {name} is given twice")
-        model, at, where = profiled.partition("@")
-        if not at:
-            profiles[name] = load(model)
-        elif where in sources():
-            profiles[name] = load(model, where)
-        else:
-            profiles[name] = load(model, path=where)
-    return profiles

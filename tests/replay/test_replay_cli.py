@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from alpa_serve.api_key import API_KEY_VARIABLE
 from alpa_serve.placement import ModelPlacement
 from alpa_serve.placement_json import to_json
 from alpa_serve.replay import cli, replay_workload
@@ -19,7 +20,7 @@ LOAD = ["uniform:rate=20", "--duration", "0.5"]
 @pytest.fixture
 def run(capsys, placement_file, server, monkeypatch):
     """Return run(*arguments) -> exit code, standard output, standard error, of a replay against the server."""
-    monkeypatch.delenv(cli.API_KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
 
     def call(*arguments, placement=placement_file):
         code = cli.main([str(placement), *map(str, arguments), "--url", server.url])
@@ -109,9 +110,9 @@ def test_a_token_comes_from_a_file_or_from_the_environment(run, server, tmp_path
     key = tmp_path / "key"
     key.write_text("secret\n", encoding="utf-8")
     assert run(*LOAD, "--api-key-file", key)[0] == 0
-    monkeypatch.setenv(cli.API_KEY_VARIABLE, "secret")
+    monkeypatch.setenv(API_KEY_VARIABLE, "secret")
     assert run(*LOAD)[0] == 0
-    monkeypatch.setenv(cli.API_KEY_VARIABLE, "other")
+    monkeypatch.setenv(API_KEY_VARIABLE, "other")
     assert run(*LOAD)[0] == 2
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidWorkloadError, UnknownNameError
+from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidWorkloadError
 from alpa_serve.profiling import load_test_prof_result
-from alpa_serve.replay.traffic import Traffic, latency_alone, load_profiles, model_slos, named_numbers
+from alpa_serve.replay.traffic import Traffic, latency_alone, model_slos, named_numbers
 from alpa_serve.simulator.workload import DeterministicProcess, GammaProcess, PoissonProcess, Workload
 from alpa_serve.trace.llm import load_llm_trace
 
@@ -120,26 +120,6 @@ def test_an_slo_scale_is_a_factor_on_the_time_alone_on_the_fewest_devices(profil
 def test_what_is_wrong_with_slos_is_said(given, scale, message):
     with pytest.raises(AlpaServeError, match=message):
         model_slos(["a", "b"], given, scale)
-
-
-def test_profiles_come_from_any_source(tmp_path):
-    names = ["m0", "m1", "m2"]
-    given = ["m0=test-2GB-100ms", "m1=llama-2-7b@maveriq-published"]
-    profiles = load_profiles(given, names)
-    assert [profile.model_name for profile in profiles.values()] == ["test-2GB-100ms", "llama-2-7b"]
-    with pytest.raises(FileNotFoundError):
-        load_profiles([f"m2=x@{tmp_path / 'absent.csv'}"], names)
-
-
-@pytest.mark.parametrize("text", ["m0", "m0=", "=llama-2-7b", "other=llama-2-7b", "m0=nobody"])
-def test_a_profile_that_is_none_is_refused(text):
-    with pytest.raises((InvalidConfigError, UnknownNameError)):
-        load_profiles([text], ["m0"])
-
-
-def test_a_profile_is_given_once():
-    with pytest.raises(InvalidConfigError, match="twice"):
-        load_profiles(["m0=llama-2-7b", "m0=llama-2-7b"], ["m0"])
 
 
 def test_numbers_have_names():
