@@ -45,8 +45,8 @@ LATE_S = 0.01
 """Lateness at the 99th percentile from which on the load is not what was asked for, in seconds."""
 
 PROCESS_RATE = 1000.0
-"""Requests per second that one process sends on time, with 2,000 of them in flight: 6 ms late at the 99th percentile. To
-a server that answers at once it is 3,000 and more, but how long answers take is not known beforehand."""
+"""Requests per second that one process sends on time, with 2,000 in flight: 6 ms late at the 99th percentile. To a
+server that answers at once it is 3,000 and more, but how long answers take is not known beforehand."""
 
 RULES = {"alpaserve": ALPASERVE, "maveriq": MAVERIQ}
 
