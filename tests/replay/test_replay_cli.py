@@ -191,6 +191,6 @@ def test_late_sending_is_warned_of(run, monkeypatch):
 
 def test_processes_are_as_many_as_the_busiest_second_needs(monkeypatch):
     monkeypatch.setattr(cli.os, "cpu_count", lambda: 4)
-    for rate, expected in ((10, 1), (4500, 3), (50_000, 4)):
+    for rate, expected in ((10, 1), (2500, 3), (50_000, 4)):
         workload = DeterministicProcess(rate).generate_workload("m0", 0, 2)
         assert cli._num_processes("auto", workload) == expected
