@@ -1,6 +1,7 @@
 """Print a named block of README.md, or check that a file ends with one.
 
-``readme.py show NAME`` prints the block; ``readme.py check NAME FILE`` fails unless FILE ends with the block's text.
+``readme.py show NAME`` prints the block; ``readme.py check NAME FILE`` fails unless FILE ends with the block's text;
+``readme.py check-words NAME FILE`` lets the figures differ, for what is measured.
 """
 
 import re
@@ -17,6 +18,11 @@ def block(name):
     return match.group(1)
 
 
+def words(text):
+    """Return a text without its figures, and without the space and the lines that make tables of them."""
+    return re.sub(r"[-+]?\d+(\.\d+)?", "#", re.sub(r"-{2,}", "", text)).split()
+
+
 def main():
     action, name, *rest = sys.argv[1:]
     if action == "show":
@@ -25,6 +31,11 @@ def main():
         printed = Path(rest[0]).read_text("utf-8")
         if not printed.endswith(block(name)):
             sys.exit(f"README.md, block {name!r}, is not what was printed:\n{printed}")
+    elif action == "check-words":
+        printed = words(Path(rest[0]).read_text("utf-8"))
+        expected = words(block(name))
+        if printed[-len(expected) :] != expected:
+            sys.exit(f"README.md, block {name!r}, has other words than what was printed:\n{' '.join(printed)}")
     else:
         sys.exit(__doc__)
 
