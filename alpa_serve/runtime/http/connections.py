@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LINGER_S = 2.0
 """Seconds in which a refused client may send on, to no effect: closing at once could cost it the answer."""
 
+STALLED_S = 60.0
+"""Seconds after which a client is gone that does not read its answer."""
+
 MAX_LINGERING = 256
 """Refused connections that may linger; more are closed at once."""
 
@@ -40,7 +43,9 @@ class LimitedConnection(HttpToolsProtocol):
     _timed_part = -1  # the part that the timer is for
     _timer: asyncio.TimerHandle | None = None
     _head_begun = False
-    _head_bytes = 0
+    _head_bytes = 0  # without the chunk that is being parsed
+    _chunk_bytes = 0
+    _stalled: asyncio.TimerHandle | None = None
     _refusal: HttpError | None = None
     _is_refused = False
 
@@ -68,6 +73,7 @@ class LimitedConnection(HttpToolsProtocol):
         if self._is_refused:
             return
         parts_before = self._parts_read
+        self._chunk_bytes = len(data)
         super().data_received(data)
         if self._is_refused or self.transport.is_closing():
             return
@@ -87,8 +93,20 @@ class LimitedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_timer()
+        self._stop_stalled()
         self.lingering.discard(self)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give the client a time to read what waits for it; answers are kept in memory until then."""
+        super().pause_writing()
+        self._stop_stalled()
+        self._stalled = self.loop.call_later(STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Note that the client reads."""
+        self._stop_stalled()
+        super().resume_writing()
 
     # --- the parser's side
 
@@ -99,10 +117,12 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Have the request answered, unless its head is too large."""
-        # what came in one piece was not counted
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > self.settings.max_header_bytes:
-            raise ValueError(self._head_too_large())
+        limit = self.settings.max_header_bytes
+        if self._head_bytes + self._chunk_bytes > limit:
+            # the last chunk may have more than the head
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > limit:
+                raise ValueError(self._head_too_large())
         upgrades = self.parser.should_upgrade()
         if upgrades and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
             # the parser takes the body for the other protocol, and the model would get none
@@ -147,6 +167,11 @@ class LimitedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _on_time_over(self) -> None:
         self._timer = None
