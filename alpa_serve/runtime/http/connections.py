@@ -18,6 +18,8 @@ from alpa_serve.runtime.http.errors import SERVER, HttpError, http_error_reply, 
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from alpa_serve.runtime.settings import ServerSettings
 
 LINGER_S = 2.0
@@ -235,21 +237,22 @@ class _AnswerTransport:
     And the end of the connection waits for the end of the request.
     """
 
-    __slots__ = ("_begun", "_connection", "_cycle", "_head", "_transport")
+    __slots__ = ("_connection", "_cycle", "_head", "_transport")
 
     def __init__(self, connection: LimitedConnection) -> None:
         self._connection = connection
-        self._cycle = connection.cycle
+        # until the answer begins: the cycle refers to this too, and would be left to the garbage collector
+        self._cycle: RequestResponseCycle | None = connection.cycle
         self._transport = connection.transport
         self._head = b""
-        self._begun = False
 
     def write(self, data: bytes) -> None:
+        cycle = self._cycle
         if self._head:
             data, self._head = self._head + data, b""
-        elif not self._begun and self._cycle.response_started:
-            self._begun = True
-            if self._cycle.scope["method"] != "HEAD":
+        elif cycle is not None and cycle.response_started:
+            self._cycle = None
+            if cycle.scope["method"] != "HEAD":
                 self._head = data
                 return
         self._transport.write(data)

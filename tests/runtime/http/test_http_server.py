@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import datetime
+import gc
 import ipaddress
 import signal
 import socket
@@ -210,6 +211,23 @@ def test_head_and_body_of_an_answer_come_in_one_write(serving):
         receive_health(client)
         assert len(written) == 1
         assert written[0].endswith(b'"groups":2}')
+
+
+def test_requests_leave_nothing_to_the_garbage_collector(serving, http):
+    def cycles():
+        return sum(isinstance(found, httptools_impl.RequestResponseCycle) for found in gc.get_objects())
+
+    with serving() as server:
+        http.post(server.url, json={"model": "echo"})
+        gc.collect()
+        gc.disable()
+        try:
+            before = cycles()
+            for _ in range(20):
+                http.post(server.url, json={"model": "echo"})
+            assert cycles() <= before + 2
+        finally:
+            gc.enable()
 
 
 def test_refused_connections_linger_in_a_limited_number(serving, monkeypatch):
