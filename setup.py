@@ -4,7 +4,15 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8.0", "hypothesis>=6.100", "openai>=1.50", "psutil>=5.9", "schemathesis>=4.0"]
+TEST = [
+    "pytest>=8.0",
+    "hypothesis>=6.100",
+    "cryptography>=42",
+    "httpx>=0.27",
+    "openai>=1.50",
+    "psutil>=5.9",
+    "schemathesis>=4.0",
+]
 PLOT = ["matplotlib>=3.8"]
 AICONFIGURATOR = ["aiconfigurator-core>=0.12,<0.13"]
 DEV = [
@@ -35,13 +43,13 @@ setup(
         "numba>=0.59",
         "rich>=13.0",
         "ray>=2.40",
-        "fastapi>=0.115",
         "starlette>=0.37",
         "uvicorn>=0.29",
         "httptools>=0.6",
         "uvloop>=0.19; sys_platform != 'win32'",
         "aiohttp>=3.9",
         "prometheus-client>=0.20",
+        "pydantic>=2.7",
         "datasets>=2.18",
         "pyarrow>=15",
         "parameterized>=0.9",

@@ -18,10 +18,15 @@ from alpa_serve.runtime.http.errors import SERVER, HttpError, http_error_reply, 
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from alpa_serve.runtime.settings import ServerSettings
 
 LINGER_S = 2.0
 """Seconds in which a refused client may send on, to no effect: closing at once could cost it the answer."""
+
+STALLED_S = 60.0
+"""Seconds after which a client is gone that does not read its answer."""
 
 MAX_LINGERING = 256
 """Refused connections that may linger; more are closed at once."""
@@ -40,7 +45,9 @@ class LimitedConnection(HttpToolsProtocol):
     _timed_part = -1  # the part that the timer is for
     _timer: asyncio.TimerHandle | None = None
     _head_begun = False
-    _head_bytes = 0
+    _head_bytes = 0  # without the chunk that is being parsed
+    _chunk_bytes = 0
+    _stalled: asyncio.TimerHandle | None = None
     _refusal: HttpError | None = None
     _is_refused = False
 
@@ -68,6 +75,7 @@ class LimitedConnection(HttpToolsProtocol):
         if self._is_refused:
             return
         parts_before = self._parts_read
+        self._chunk_bytes = len(data)
         super().data_received(data)
         if self._is_refused or self.transport.is_closing():
             return
@@ -87,8 +95,20 @@ class LimitedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_timer()
+        self._stop_stalled()
         self.lingering.discard(self)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give the client a time to read what waits for it; answers are kept in memory until then."""
+        super().pause_writing()
+        self._stop_stalled()
+        self._stalled = self.loop.call_later(STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Note that the client reads."""
+        self._stop_stalled()
+        super().resume_writing()
 
     # --- the parser's side
 
@@ -99,10 +119,12 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Have the request answered, unless its head is too large."""
-        # what came in one piece was not counted
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > self.settings.max_header_bytes:
-            raise ValueError(self._head_too_large())
+        limit = self.settings.max_header_bytes
+        if self._head_bytes + self._chunk_bytes > limit:
+            # the last chunk may have more than the head
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > limit:
+                raise ValueError(self._head_too_large())
         upgrades = self.parser.should_upgrade()
         if upgrades and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
             # the parser takes the body for the other protocol, and the model would get none
@@ -147,6 +169,11 @@ class LimitedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _on_time_over(self) -> None:
         self._timer = None
@@ -210,21 +237,22 @@ class _AnswerTransport:
     And the end of the connection waits for the end of the request.
     """
 
-    __slots__ = ("_begun", "_connection", "_cycle", "_head", "_transport")
+    __slots__ = ("_connection", "_cycle", "_head", "_transport")
 
     def __init__(self, connection: LimitedConnection) -> None:
         self._connection = connection
-        self._cycle = connection.cycle
+        # until the answer begins: the cycle refers to this too, and would be left to the garbage collector
+        self._cycle: RequestResponseCycle | None = connection.cycle
         self._transport = connection.transport
         self._head = b""
-        self._begun = False
 
     def write(self, data: bytes) -> None:
+        cycle = self._cycle
         if self._head:
             data, self._head = self._head + data, b""
-        elif not self._begun and self._cycle.response_started:
-            self._begun = True
-            if self._cycle.scope["method"] != "HEAD":
+        elif cycle is not None and cycle.response_started:
+            self._cycle = None
+            if cycle.scope["method"] != "HEAD":
                 self._head = data
                 return
         self._transport.write(data)

@@ -59,9 +59,8 @@ def test_names_that_clients_make_up_add_no_series(metrics):
 
 
 def test_what_groups_have_and_how_often_they_died_is_shown(metrics):
-    metrics.add_in_flight("m0", "1", 1)
-    metrics.add_in_flight("m0", "1", 1)
-    metrics.add_in_flight("m0", "1", -1)
+    metrics.set_in_flight("m0", "1", 2)
+    metrics.set_in_flight("m0", "1", 1)
     metrics.count_group_restart("1")
     metrics.observe_first_token("m0", 0.5)
     found = samples(metrics)

@@ -214,6 +214,31 @@ def test_client_that_leaves_a_stream_has_it_closed(serving):
             assert server.dispatcher.stream_closed.wait(20), model
 
 
+def test_iterator_that_is_no_generator_is_closed_too(serving, http):
+    class Pieces:
+        closed = 0
+        left = 2
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if not self.left:
+                raise StopAsyncIteration
+            self.left -= 1
+            return "x"
+
+        async def aclose(self):
+            self.closed += 1
+
+    pieces = Pieces()
+    with serving() as server:
+        server.dispatcher.stream = lambda request: pieces
+        fields = {"model": "any", "prompt": "x", "stream": True}
+        assert http.post(server.url + "/v1/completions", json=fields).text.endswith("data: [DONE]\n\n")
+    assert pieces.closed == 1
+
+
 @pytest.mark.parametrize(
     ("prompt", "tokens"), [("", 0), ("12345", 2), (["12345"], 2), ([5, 6, 7], 3), ([[5, 6]], 2), ([], 0)]
 )

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import datetime
+import gc
 import ipaddress
 import signal
 import socket
@@ -178,6 +179,57 @@ def test_connections_beyond_the_limit_are_told_to_come_again(serving, http):
             assert time.monotonic() < until
 
 
+def test_body_of_a_client_that_wants_to_close_is_taken_before_the_connection_ends(serving):
+    """As of libraries that close after each request, and read the answer only after sending all."""
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5000000\r\n\r\n"
+    with serving(max_body_bytes=1000) as server, server.connect() as client:
+        client.sendall(head)
+        for _ in range(500):
+            client.sendall(b"x" * 10_000)
+        assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_head_and_body_of_an_answer_come_in_one_write(serving):
+    with serving() as server, server.connect() as client:
+        written = []
+        until = time.monotonic() + 20
+        while not server.server._server.server_state.connections:
+            assert time.monotonic() < until
+        (connection,) = server.server._server.server_state.connections
+        transport = connection.transport
+
+        class Recorder:
+            def write(self, data):
+                written.append(data)
+                transport.write(data)
+
+            def __getattr__(self, name):
+                return getattr(transport, name)
+
+        connection.transport = Recorder()
+        client.sendall(GET)
+        receive_health(client)
+        assert len(written) == 1
+        assert written[0].endswith(b'"groups":2}')
+
+
+def test_requests_leave_nothing_to_the_garbage_collector(serving, http):
+    def cycles():
+        return sum(isinstance(found, httptools_impl.RequestResponseCycle) for found in gc.get_objects())
+
+    with serving() as server:
+        http.post(server.url, json={"model": "echo"})
+        gc.collect()
+        gc.disable()
+        try:
+            before = cycles()
+            for _ in range(20):
+                http.post(server.url, json={"model": "echo"})
+            assert cycles() <= before + 2
+        finally:
+            gc.enable()
+
+
 def test_refused_connections_linger_in_a_limited_number(serving, monkeypatch):
     monkeypatch.setattr(connections, "MAX_LINGERING", 3)
     with serving(max_connections=1) as server, server.connect() as first:
@@ -196,9 +248,24 @@ def test_refused_connections_linger_in_a_limited_number(serving, monkeypatch):
             time.sleep(0.01)
 
 
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_client_that_does_not_read_its_answer_is_cut_off(serving, monkeypatch, stream):
+    monkeypatch.setattr(connections, "STALLED_S", 0.3)
+    body = b'{"model": "long", "prompt": "x", "stream": %s}' % stream.encode()
+    with serving({"long": "x" * 20_000_000}) as server, server.connect() as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert client.recv(10)
+        until = time.monotonic() + 20
+        while server.server._server.server_state.connections:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     "name",
     [
+        "pause_writing",
+        "resume_writing",
         "connection_made",
         "connection_lost",
         "data_received",
