@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -73,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 for any free one (default: %(default)s)")
     parser.add_argument("--root-path", default="/", help="path under which all routes are (default: %(default)s)")
     parser.add_argument("--name", default="controller", help="of the controller's actor in Ray (default: %(default)s)")
-    parser.add_argument("--address", help="Ray cluster to join: host:port or auto (default: start one here)")
+    parser.add_argument(
+        "--address",
+        help="Ray to join: host:port, or auto for one of this machine (default: $RAY_ADDRESS, else start one)",
+    )
     parser.add_argument("--ssl-keyfile", help="private key, for TLS")
     parser.add_argument("--ssl-certfile", help="certificate, for TLS")
     parser.add_argument(
@@ -136,7 +140,7 @@ def _serve(options: argparse.Namespace) -> int:
     from alpa_serve.runtime.launching import run_controller
     from alpa_serve.runtime.origin import NAMESPACE
 
-    connect(ray, None, options.address, namespace=NAMESPACE)
+    connect(ray, None, options.address or os.environ.get("RAY_ADDRESS") or None, namespace=NAMESPACE)
     try:
         stop = _stop_on_signals()
         rules = RULES_BY_NAME[options.rules]
