@@ -6,7 +6,7 @@ import time
 from types import MappingProxyType, SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidRequestError
@@ -110,6 +110,7 @@ def test_what_cannot_be_shown_is_named_by_its_type():
             build()
 
 
+@settings(deadline=None)
 @given(st.dictionaries(read_keys, json_values), json_values)
 def test_whatever_is_posted_there_is_a_request_or_a_refusal(fields, anything):
     for posted in (fields, {"model": "a", **fields}, anything):
