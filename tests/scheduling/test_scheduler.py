@@ -173,6 +173,46 @@ def test_groups_are_idle_from_when_they_are_there():
         assert scheduler.place("a", 100.0, np.inf).end == end
 
 
+def test_a_group_that_came_later_is_idle_from_then_on():
+    rules = replace(PLAIN, idle_after_s=10, idle_penalty_s=0.5)
+    for group_since, end in ((85.0, 101.5), (95.0, 101.0), (None, 101.5)):
+        scheduler = Scheduler(rules, since=20.0)
+        scheduler.add_group(0, since=group_since)
+        scheduler.add_replica("a", 0, ReplicaTiming((1.0,)))
+        assert scheduler.place("a", 100.0, np.inf).end == end
+
+
+def test_a_request_does_not_go_to_excluded_groups():
+    scheduler = scheduler_of(PLAIN, [1.0], [2.0], [3.0])
+    assert scheduler.place("a", 0.0, np.inf, excluded=[0]).group_id == 1
+    assert scheduler.place("a", 0.0, np.inf, excluded={0, 1}).group_id == 2
+    # what was excluded did no work
+    assert scheduler.place("a", 0.0, np.inf, excluded=[7])[:4] == (0, True, 0.0, 1.0)
+    assert scheduler.place("a", 0.0, np.inf, excluded=[2]).group_id == 0
+    # nor is it chosen where the others are too late
+    assert not scheduler.place("a", 0.0, 3.5, excluded=[0]).admitted
+
+
+def test_a_model_whose_groups_are_all_excluded_is_not_served_for_now():
+    scheduler = scheduler_of(PLAIN, [1.0], [1.0])
+    assert scheduler.place("a", 0.0, np.inf, excluded=[1, 0]) is None
+    assert scheduler.place("a", 0.0, np.inf)[:4] == (0, True, 0.0, 1.0)
+
+
+@given(st.integers(0, 2**32), st.sets(st.integers(0, 4), max_size=5))
+def test_random_dispatch_chooses_among_those_that_are_not_excluded(seed, excluded):
+    rules = replace(PLAIN, dispatch="random", seed=seed)
+    scheduler = scheduler_of(rules, *[[0.0]] * 5)
+    allowed = [group for group in range(5) if group not in excluded]
+    draws = dispatch_draws(rules, 20)
+    for draw in draws:
+        assignment = scheduler.place("a", 0.0, np.inf, excluded=excluded)
+        # each request takes its draw, whether it has a choice or not
+        assert (None if assignment is None else assignment.group_id) == (
+            allowed[int(draw * len(allowed))] if allowed else None
+        )
+
+
 def test_a_model_without_its_replica_is_served_by_the_others_or_not_at_all():
     scheduler = scheduler_of(PLAIN, [1.0], [1.0])
     scheduler.remove_replica("a", 0)
