@@ -29,7 +29,9 @@ class InFlight:
         """Note that a request came back."""
         _decrement(self._by_group, uid)
         _decrement(self._by_replica, (uid, model))
+        # all who wait look again, each at its own group
         self._left.set()
+        self._left = asyncio.Event()
 
     def of_group(self, uid: int) -> int:
         """Return how many requests the group has."""
@@ -46,7 +48,6 @@ class InFlight:
     async def drained(self, uid: int, model: str | None = None) -> None:
         """Wait until a group has no request any more, or none for this model."""
         while self._by_group[uid] if model is None else self._by_replica[uid, model]:
-            self._left = asyncio.Event()
             await self._left.wait()
 
 

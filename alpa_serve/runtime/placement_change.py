@@ -49,9 +49,9 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
     _check(wanted, list(state.models))
     running = {group_id: (group.config, group.shape, group.replicas) for group_id, group in state.groups.items()}
     kept = kept_groups(running, wanted)
-    state.expected = {name for spec in wanted for name in spec.members} | state.expected
     groups = {position: state.groups[group_id] for position, group_id in kept.items()}
-    gone = [group for group_id, group in state.groups.items() if group_id not in kept.values()]
+    # what an earlier change was to remove is still there if it failed, or its controller died
+    gone = [*state.leaving, *(group for group_id, group in state.groups.items() if group_id not in kept.values())]
     new = {
         position: cluster.new_group(
             position, spec.shape, bundles_of(spec.shape, spec.num_devices if with_gpus else 0), spec.config
@@ -66,6 +66,7 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
         group.group_id = position
     state.groups = dict(sorted((groups | {group.group_id: group for group in first}).items()))
     state.leaving = gone
+    state.expected |= {name for spec in wanted for name in spec.members}
     await cluster.publish()
     # those that only gain replicas go first: what another one loses may move there
     order = sorted(groups.values(), key=lambda group: bool(group.replicas.keys() - set(wanted[group.group_id].members)))
