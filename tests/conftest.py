@@ -5,8 +5,10 @@ import os
 import pickle
 import random
 import signal
+import time
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -228,3 +230,104 @@ def serving_rules():
         idle_penalty_s=st.sampled_from([0.0, 0.0, 0.03]),
         seed=st.integers(0, 3),
     )
+
+
+SECONDS_TO_END = 20
+"""How long the processes of a Ray that was shut down may take to end, on a loaded machine."""
+
+
+def _processes():
+    """Return {pid: (parent, time of start)} of all processes that run."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent, *rest = path.read_text().rpartition(") ")[2].split()
+        except OSError:
+            # it has ended meanwhile
+            continue
+        if state != "Z":
+            found[int(path.parent.name)] = int(parent), rest[17]
+    return found
+
+
+def _descendants():
+    """Return {(pid, time of start)} of all processes that this one has started, and those that these have."""
+    processes = _processes()
+    found = {os.getpid()}
+    size = 0
+    while size < len(found):
+        size = len(found)
+        found |= {pid for pid, (parent, _) in processes.items() if parent in found}
+    return {(pid, processes[pid][1]) for pid in found - {os.getpid()}}
+
+
+class LocalRay:
+    """A Ray of this process with two CPUs, started when it is first needed and again when another test has ended it."""
+
+    namespace = "tests"
+    options = MappingProxyType({})
+
+    def __init__(self):
+        self._earlier = _descendants()
+        self._started = set()
+
+    def ensure(self):
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(
+                "local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace=self.namespace,
+                **self.options,
+            )
+        self.look()
+        return ray
+
+    def look(self):
+        """Take note of the processes that there are."""
+        self._started |= _descendants() - self._earlier
+
+    def left(self):
+        """Return the processes of its that still run, once they had time to end."""
+        until = time.monotonic() + SECONDS_TO_END
+        while True:
+            running = {(pid, start) for pid, (_, start) in _processes().items()}
+            if not self._started & running or time.monotonic() > until:
+                return self._started & running
+            time.sleep(0.1)
+
+    def end(self):
+        import ray
+
+        self.look()
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_of_session():
+    one = LocalRay()
+    yield one
+    one.end()
+    assert not one.left(), "processes of Ray are left behind"
+
+
+@pytest.fixture
+def local_ray(ray_of_session):
+    """Return the package, connected to a Ray of two CPUs on this machine; fail if a service is left on it."""
+    ray = ray_of_session.ensure()
+    yield ray
+    ray_of_session.look()
+    until = time.monotonic() + SECONDS_TO_END
+    left = ["?"]
+    while left and time.monotonic() < until:
+        groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+        left = ray.util.list_named_actors(all_namespaces=True) + groups
+        time.sleep(0.02)
+    if left:
+        # the next test is to have a Ray without it
+        ray_of_session.end()
+    assert not left, "the test has left a service running"

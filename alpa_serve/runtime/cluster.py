@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alpa_serve.errors import (
@@ -18,9 +19,11 @@ from alpa_serve.errors import (
     InfeasiblePlacementError,
     InvalidConfigError,
     InvalidPlacementError,
+    OverloadedError,
+    ServingError,
 )
 from alpa_serve.runtime.controller_state import RESTARTING, UP, ControllerState, GroupInfo, ReplicaInfo
-from alpa_serve.runtime.group_process import MAX_CONCURRENCY, GroupProcess
+from alpa_serve.runtime.group_process import MAX_CONCURRENCY, GroupProcess, placement_groups
 from alpa_serve.runtime.origin import NAMESPACE
 from alpa_serve.runtime.ray_calls import cause_of, free_resources, future_of, is_alive, pickled_by_value
 from alpa_serve.runtime.router_actor import Router
@@ -39,9 +42,6 @@ if TYPE_CHECKING:
     from alpa_serve.scheduling import ReplicaTiming, ServingRules
 
 logger = logging.getLogger(__name__)
-
-DEVICES_TIMEOUT_S = 60.0
-"""How long devices may take to be set aside for a group."""
 
 PEER_TIMEOUT_S = 5.0
 """How long a process may take to tell what a dead controller knew."""
@@ -76,6 +76,7 @@ class Cluster:
         self._router: Any = None
         self._router_lock = asyncio.Lock()
         self._recoveries: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     # ---- as a whole -------------------------------------------------------------------------------------------------
 
@@ -87,22 +88,33 @@ class Cluster:
             self.state = ControllerState.restored(newest, self._origin)
             logger.warning("the controller goes on with version %d of what it knew", newest.version)
             self._router = peers.pop(self.router_name, None)
-        await self.check_router()
         groups = self.state.all_groups()
-        found = await asyncio.gather(*(group.process.find(group.uid) for group in groups))
-        for group, is_there in zip(groups, found, strict=True):
-            if not is_there or group.state != UP:
-                self.recover(group)
-        known = {group.process.actor_name(group.uid) for group in groups}
-        for name in peers.keys() - known:
-            # started, but not noted any more before the controller died
+        devices = await asyncio.to_thread(placement_groups, self._origin.prefix)
+        # what was started, but not noted any more before the controller died, has numbers, too
+        self.state.skip_numbers(int(name.rpartition("-")[2]) for name in [*peers, *devices])
+        for name in peers.keys() - {group.process.actor_name(group.uid) for group in groups}:
             ray.kill(peers[name])
+        for name in devices.keys() - {group.process.placement_group_name for group in groups}:
+            await asyncio.to_thread(remove_placement_group, devices[name])
+        found = await asyncio.gather(*(group.process.find(group.uid) for group in groups))
+        lost = [group for group, is_there in zip(groups, found, strict=True) if not is_there or group.state != UP]
+        for group in lost:
+            group.state = RESTARTING
+        if newest is None:
+            await self.check_router()
+        else:
+            await self._keep_router()
+        for group in lost:
+            self.recover(group)
         await self.publish()
 
     async def close(self) -> None:
         """Answer what was asked, then end every process, and give the devices back."""
-        for task in self._recoveries:
+        self._is_closed = True
+        recoveries = list(self._recoveries)
+        for task in recoveries:
             task.cancel()
+        await asyncio.gather(*recoveries, return_exceptions=True)
         if self._router is not None:
             try:
                 await self._router.stop.remote(self.settings.drain_timeout_s)
@@ -148,10 +160,20 @@ class Cluster:
         return f"{self._origin.prefix}router-{self.state.router_uid}"
 
     async def check_router(self) -> None:
-        """Start a router if there is none that lives."""
+        """Start a router if there is none that lives.
+
+        Raises
+        ------
+        InvalidConfigError
+            If it cannot listen on its address.
+        OverloadedError
+            If the service is shut down.
+        """
         async with self._router_lock:
             if self._router is not None and await is_alive(self._router):
                 return
+            if self._is_closed:
+                raise OverloadedError("the service is shutting down")
             if self._router is not None:
                 logger.warning("the router died and is started anew")
                 ray.kill(self._router)
@@ -175,6 +197,15 @@ class Cluster:
                 ray.kill(self._router)
                 raise cause_of(error) from None
 
+    async def _keep_router(self) -> None:
+        """See to it that there is a router that listens; where that fails, it is tried again soon."""
+        try:
+            await self.check_router()
+            # a controller may have died before it told the router to
+            self.state.port = await self._router.listen.remote()
+        except (AlpaServeError, RayError):
+            logger.exception("the router could not be started anew")
+
     async def publish(self) -> None:
         """Tell the router and, for a successor, all groups what there is now."""
         table, snapshot = self.state.publish()
@@ -184,7 +215,7 @@ class Cluster:
         try:
             await self._router.apply.remote(table, snapshot)
         except RayActorError:
-            await self.check_router()
+            await self._keep_router()
 
     async def answer(self, request: ServeRequest) -> Reply:
         """Have the router have a request answered; once more if it dies meanwhile."""
@@ -208,7 +239,7 @@ class Cluster:
         uid, slot = self.state.new_number(), self.state.new_number()
         return GroupInfo(group_id, uid, shape, config, GroupProcess(self._origin, slot, shape, bundles))
 
-    async def start_group(self, group: GroupInfo, devices_timeout_s: float = DEVICES_TIMEOUT_S) -> None:
+    async def start_group(self, group: GroupInfo) -> None:
         """Start the process of a new group; the caller has its lock.
 
         Raises
@@ -216,14 +247,21 @@ class Cluster:
         InfeasiblePlacementError
             If the cluster has no room for it in time.
         """
+        timeout_s = self.settings.devices_timeout_s
         try:
-            await group.process.start(group.uid, group.group_id, self._rules, devices_timeout_s)
+            await group.process.start(group.uid, group.group_id, self._rules, timeout_s)
         except asyncio.TimeoutError:
             await group.process.release()
             raise InfeasiblePlacementError(
                 f"group {group.group_id}: the Ray cluster has no room for {group.process.bundles} within "
-                f"{devices_timeout_s:g} s; it has {free_resources()} free"
+                f"{timeout_s:g} s; it has {free_resources()} free"
             ) from None
+        except BaseException:
+            await group.process.release()
+            raise
+        if self._is_closed:
+            await group.process.release()
+            raise ServingError(f"group {group.group_id}: the service was shut down meanwhile")
         group.state = UP
 
     async def remove_group(self, group: GroupInfo) -> None:
@@ -240,7 +278,7 @@ class Cluster:
                 logger.warning("a group still had requests after %g s", timeout)
         except RayActorError:
             # with the router, its requests are gone
-            await self.check_router()
+            await self._keep_router()
 
     # ---- replicas ---------------------------------------------------------------------------------------------------
 
@@ -311,7 +349,7 @@ class Cluster:
 
     async def check(self) -> None:
         """See whether every process is alive; start anew what is not."""
-        await self.check_router()
+        await self._keep_router()
         up = [group for group in self.state.all_groups() if group.state == UP]
         alive = await asyncio.gather(*(is_alive(group.process.actor) for group in up))
         for group, lives in zip(up, alive, strict=True):
@@ -340,7 +378,7 @@ class Cluster:
                 group.process.kill()
                 group.uid = self.state.new_number()
                 try:
-                    await group.process.start(group.uid, group.group_id, self._rules, DEVICES_TIMEOUT_S)
+                    await group.process.start(group.uid, group.group_id, self._rules, self.settings.devices_timeout_s)
                     for name, known in group.replicas.items():
                         known.timing = await self._create(group, name, known.pickled)
                     break

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from alpa_serve.runtime.cluster import Cluster
 from alpa_serve.runtime.controller_state import ModelInfo
 from alpa_serve.runtime.group_process import bundles_of
 from alpa_serve.runtime.placement_change import change_placement
+from alpa_serve.runtime.ray_calls import extend_import_path
 from alpa_serve.runtime.request import request_of
 from alpa_serve.scheduling.registry import CreateInfo, check_new_group, check_new_name, check_replica
 from alpa_serve.validation import check_int, check_real
@@ -60,7 +60,7 @@ class Controller:
     def __init__(
         self, origin: Origin, rules: ServingRules, settings: ServerSettings, node_id: str, import_path: list[str]
     ) -> None:
-        sys.path += [path for path in import_path if path not in sys.path]
+        extend_import_path(import_path)
         self._settings = settings
         self._cluster = Cluster(origin, rules, settings, node_id)
         self._is_closed = False
@@ -249,6 +249,7 @@ class Controller:
             async with group.lock:
                 await self._cluster.remove_replica(group, name)
 
+    @ray.method(max_task_retries=3)
     async def apply_placement(self, wanted: Sequence[GroupSpec], with_gpus: bool = False) -> None:
         """Move to another placement while requests are served (:func:`~.placement_change.change_placement`)."""
         cluster = await self._ready()

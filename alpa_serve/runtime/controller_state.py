@@ -14,6 +14,8 @@ from alpa_serve.runtime.routing_table import GroupRoute, ModelRoute, RoutingTabl
 from alpa_serve.runtime.snapshots import Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from alpa_serve.device_layout import Shape
     from alpa_serve.profiling import ParallelConfig
     from alpa_serve.runtime.origin import Origin
@@ -64,7 +66,7 @@ class ReplicaInfo:
         return None if self.timing is None else self.timing.scaled(self.latency_scale)
 
 
-@dataclass
+@dataclass(eq=False)
 class GroupInfo:
     """A group that there is to be.
 
@@ -143,6 +145,10 @@ class ControllerState:
         """Return a number that no process and no devices had so far, larger than all before."""
         self._last_number += 1
         return self._last_number
+
+    def skip_numbers(self, taken: Iterable[int]) -> None:
+        """Let new numbers be larger than these, too."""
+        self._last_number = max(self._last_number, *taken, 0)
 
     def all_groups(self) -> list[GroupInfo]:
         """Return every group, those that leave too."""

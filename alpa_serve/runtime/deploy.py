@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from alpa_serve.device_layout import group_shape
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
@@ -121,8 +121,11 @@ class Deployment:
         return scales
 
     def shutdown(self) -> None:
-        """Answer what was asked, and end the service."""
-        _get(self.controller.shutdown.remote())
+        """Answer what was asked, and end the service; without effect where it has ended."""
+        try:
+            _get(self.controller.shutdown.remote())
+        except RayActorError:
+            return
         ray.kill(self.controller)
 
     def __enter__(self) -> Deployment:

@@ -13,18 +13,18 @@ import ray.cloudpickle
 from alpa_serve.errors import (
     GroupLostError,
     InvalidConfigError,
-    InvalidPlacementError,
     ModelFailedError,
     ServingError,
 )
 from alpa_serve.runtime.models.emulated_devices import EmulatedDevices
 from alpa_serve.runtime.models.protocol import replica_timing_of
 from alpa_serve.runtime.origin import exit_if_orphaned
+from alpa_serve.runtime.ray_calls import extend_import_path
 from alpa_serve.runtime.reply import Reply
 from alpa_serve.runtime.snapshots import Snapshot, SnapshotKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from alpa_serve.device_layout import Shape
     from alpa_serve.runtime.origin import Origin
@@ -48,6 +48,8 @@ class GroupManager:
         The controller that it belongs to; without it, the group ends.
     placement_group_name : str, optional
         Of its devices, which it gives back then.
+    import_path : sequence of str
+        Where the program that started the controller finds its modules.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class GroupManager:
         rules: ServingRules,
         origin: Origin,
         placement_group_name: str | None = None,
+        import_path: Sequence[str] = (),
     ) -> None:
+        extend_import_path(import_path)
         self._group_id = group_id
         self._rules = rules
         self._replicas: dict[str, Any] = {}
@@ -66,7 +70,7 @@ class GroupManager:
         self._watch = asyncio.get_running_loop().create_task(exit_if_orphaned(origin, placement_group_name))
 
     async def create_replica(self, name: str, pickled: bytes) -> ReplicaTiming | None:
-        """Make a replica of a model.
+        """Make a replica of a model; it replaces one that is there.
 
         Parameters
         ----------
@@ -81,13 +85,11 @@ class GroupManager:
 
         Raises
         ------
-        InvalidPlacementError
-            If the group has one already.
         InvalidConfigError
             If what was made cannot handle requests.
         """
-        if name in self._replicas:
-            raise InvalidPlacementError(f"group {self._group_id} has a replica of {name!r} already")
+        # the controller knows of none: one that is here was made for a controller that died meanwhile
+        await self.delete_replica(name)
         info = ray.cloudpickle.loads(pickled)
         # in a thread: loading a model can take minutes, in which the others are to answer
         replica = await asyncio.to_thread(info.model_def, *info.init_args, **info.init_kwargs)
@@ -131,16 +133,15 @@ class GroupManager:
         return Reply(dict(answer) if answer is request else answer, None, request.queue_s)
 
     async def stream_request(self, name: str, request: ServeRequest) -> AsyncIterator[Reply]:
-        """Have the replica of model `name` answer piece by piece; pieces that are there at once come together."""
+        """Have the replica of model `name` answer piece by piece; the whole answer is one if it does not stream."""
         replica = self._replicas.get(name)
         if replica is None or not hasattr(replica, "stream_request"):
-            reply = await self.handle_request(name, request)
-            yield reply if reply.error else Reply([reply.answer], None, reply.queue_s)
+            yield await self.handle_request(name, request)
             return
         pieces = replica.stream_request(request)
         try:
             async for piece in pieces:
-                yield Reply([piece], None, request.queue_s)
+                yield Reply(piece, None, request.queue_s)
         except Exception as error:
             yield Reply(None, self._failure(name, error), request.queue_s)
         finally:

@@ -117,6 +117,8 @@ def _free_name(name: str) -> None:
         former: Any = ray.get_actor(name)
     except ValueError:
         return
+    if not hasattr(former, "get_info"):
+        raise InvalidConfigError(f"an actor named {name!r} that is no controller runs already; pass another name")
     try:
         info: dict[str, Any] = ray.get(former.get_info.remote())
         is_closed = info["closed"]

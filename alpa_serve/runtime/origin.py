@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 
@@ -54,9 +54,18 @@ async def exit_if_orphaned(origin: Origin, placement_group_name: str | None = No
         Of the devices to give back then.
     """
     missing = 0
+    # restarts keep it, but another program may take the name
+    actor_id = None
     while missing < MISSING_BEFORE_END:
+        try:
+            found = await asyncio.to_thread(_actor_id, origin.controller_name)
+        except ray.exceptions.RayError:
+            # which says nothing about the controller
+            logger.info("Ray does not answer", exc_info=True)
+        else:
+            actor_id = found if actor_id is None else actor_id
+            missing = 0 if found is not None and found == actor_id else missing + 1
         await asyncio.sleep(CHECK_INTERVAL_S)
-        missing = 0 if await asyncio.to_thread(_is_registered, origin.controller_name) else missing + 1
     logger.warning("the controller %r is gone; its process %d ends", origin.controller_name, os.getpid())
     if placement_group_name is not None:
         await asyncio.to_thread(_remove_placement_group, placement_group_name)
@@ -64,15 +73,13 @@ async def exit_if_orphaned(origin: Origin, placement_group_name: str | None = No
     os._exit(0)
 
 
-def _is_registered(controller_name: str) -> bool:
+def _actor_id(controller_name: str) -> Any:
+    """Return Ray's number of the actor of this name, or None if there is none."""
     try:
-        ray.get_actor(controller_name)
+        actor: Any = ray.get_actor(controller_name)
     except ValueError:
-        return False
-    except ray.exceptions.RayError:
-        # Ray itself does not answer, which says nothing about the controller
-        return True
-    return True
+        return None
+    return actor._actor_id
 
 
 def _remove_placement_group(name: str) -> None:

@@ -67,7 +67,7 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
     await _start_all(cluster, first, wanted)
     state.expected |= placed
     # those too that came while others were started, or that a controller which is gone saw leave but not gone
-    gone = [group for group in state.all_groups() if not any(group is kept_one for kept_one in groups.values())]
+    gone = [group for group in state.all_groups() if group not in groups.values()]
     for position, group in groups.items():
         group.group_id = position
     state.groups = dict(sorted((groups | {group.group_id: group for group in first}).items()))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
 from alpa_serve.errors import ServingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HUNG_AFTER_S = 60.0
 """How long a process may leave a question unanswered before it counts as dead: a model may keep it busy."""
@@ -41,6 +45,11 @@ def free_resources() -> dict[str, float]:
     """Return what the Ray cluster has free, by kind: CPU, GPU and others."""
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     return free
+
+
+def extend_import_path(paths: Iterable[str]) -> None:
+    """Find modules of a program where it finds them itself: Ray's processes search its folder only."""
+    sys.path += [path for path in paths if path not in sys.path]
 
 
 def pickled_by_value(value: object) -> bytes:

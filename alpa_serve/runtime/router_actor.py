@@ -18,6 +18,8 @@ from alpa_serve.runtime.router import RequestRouter
 from alpa_serve.runtime.snapshots import Snapshot, SnapshotKeeper
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from alpa_serve.runtime.origin import Origin
     from alpa_serve.runtime.request import ServeRequest
     from alpa_serve.runtime.routing_table import RoutingTable
@@ -48,6 +50,8 @@ class Router:
         self._snapshots = SnapshotKeeper()
         self._server: HttpServer | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        # requests that came over Ray; the HTTP server knows of its own
+        self._answering: set[asyncio.Task[Any]] = set()
         self._spawn(exit_if_orphaned(origin))
 
     async def listen(self) -> int:
@@ -78,6 +82,10 @@ class Router:
 
     async def handle_request(self, request: ServeRequest) -> Reply:
         """Have a request answered that came over Ray."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
         try:
             return Reply(await self._router.answer(request))
         except RequestRejectedError:
@@ -88,8 +96,10 @@ class Router:
     async def stop(self, drain_timeout_s: float) -> None:
         """Take no new requests, wait for those that are being answered, and listen no more."""
         self._router.drain()
-        if self._server is not None:
-            await self._server.stop(drain_timeout_s)
+        waits: list[Awaitable[Any]] = [] if self._server is None else [self._server.stop(drain_timeout_s)]
+        if self._answering:
+            waits.append(asyncio.wait(self._answering, timeout=drain_timeout_s))
+        await asyncio.gather(*waits)
 
     async def ping(self) -> int:
         """Return the number of this process."""

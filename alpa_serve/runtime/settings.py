@@ -46,6 +46,8 @@ class ServerSettings:
         Seconds that a request waits for a group to serve it while there is none up.
     drain_timeout_s : float
         Seconds that requests have to finish when the runtime, or their group, is shut down.
+    devices_timeout_s : float
+        Seconds that the Ray cluster may take to set the devices of a group aside.
 
     Raises
     ------
@@ -70,6 +72,7 @@ class ServerSettings:
     max_attempts: int = 3
     recovery_timeout_s: float = 20.0
     drain_timeout_s: float = 30.0
+    devices_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host:
@@ -95,7 +98,7 @@ class ServerSettings:
             check_int(getattr(self, name), name, minimum=1)
         for name in ("header_timeout_s", "body_timeout_s", "request_timeout_s"):
             check_real(getattr(self, name), f"{name} (s)", minimum=0.0, exclusive=True)
-        for name in ("retry_after_s", "recovery_timeout_s", "drain_timeout_s"):
+        for name in ("retry_after_s", "recovery_timeout_s", "drain_timeout_s", "devices_timeout_s"):
             check_real(getattr(self, name), f"{name} (s)", minimum=0.0)
 
     @property

@@ -1,0 +1,40 @@
+"""Models that the tests have replicas of, in a module that the processes of groups can import."""
+
+import asyncio
+import os
+from pathlib import Path
+
+
+class RecordingModel:
+    """Writes the idx of every request to a file, once it is served."""
+
+    def __init__(self, path, seconds=0.02, *placement):
+        self.path, self.seconds = path, seconds
+
+    async def handle_request(self, request):
+        await asyncio.sleep(self.seconds)
+        # one write of a few bytes to a file opened for appending is whole
+        with Path(self.path).open("ab", buffering=0) as file:
+            file.write(b"%d\n" % request.get("idx", -1))
+        return {"idx": request.get("idx"), "pid": os.getpid()}
+
+
+class BrokenModel:
+    def __init__(self, *placement):
+        raise OSError("no such weights")
+
+    async def handle_request(self, request):
+        return request
+
+
+def gpus_of_process():
+    import ray
+
+    return ray.get_gpu_ids()
+
+
+class GpuModel(RecordingModel):
+    """Tells which GPUs its process has."""
+
+    async def handle_request(self, request):
+        return await super().handle_request(request) | {"gpus": gpus_of_process()}
