@@ -136,7 +136,9 @@ def main():
         arguments.rounds, arguments.seconds = 3, 1.0
     # read when ray.serve is imported, in this process and in those of Ray, which inherit it
     os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
-    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(arguments.haproxy))
+    for switch in ("ENABLE_HA_PROXY", "ENABLE_DIRECT_INGRESS"):
+        # without HAProxy, direct ingress only costs time
+        os.environ[f"RAY_SERVE_{switch}"] = str(int(arguments.haproxy))
     import ray
 
     from alpa_serve.ray_connection import connect
