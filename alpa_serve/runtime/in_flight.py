@@ -46,7 +46,9 @@ class InFlight:
     async def drained(self, uid: int, model: str | None = None) -> None:
         """Wait until a group has no request any more, or none for this model."""
         while self._by_group[uid] if model is None else self._by_replica[uid, model]:
-            self._left = asyncio.Event()
+            if self._left.is_set():
+                # not one for each who waits: only this one is going to be set
+                self._left = asyncio.Event()
             await self._left.wait()
 
 
