@@ -7,9 +7,11 @@ from setuptools import find_packages, setup
 TEST = ["pytest>=8.0", "hypothesis>=6.100"]
 PLOT = ["matplotlib>=3.8"]
 AICONFIGURATOR = ["aiconfigurator-core>=0.12,<0.13"]
+BENCH = ["ray[serve]>=2.40", "psutil>=5.9"]
 DEV = [
     *TEST,
     *PLOT,
+    *BENCH,
     "build>=1.0",
     "openai>=1.50",
     "schemathesis>=4.0",
@@ -49,7 +51,7 @@ setup(
         "parameterized>=0.9",
     ],
     entry_points={"console_scripts": ["alpa-serve=alpa_serve.cli:main"]},
-    extras_require={"test": TEST, "dev": DEV, "plot": PLOT, "aiconfigurator": AICONFIGURATOR},
+    extras_require={"test": TEST, "dev": DEV, "plot": PLOT, "bench": BENCH, "aiconfigurator": AICONFIGURATOR},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

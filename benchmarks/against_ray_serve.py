@@ -7,8 +7,8 @@ answers fewer requests a second than Ray Serve, or has the higher median latency
 Ray Serve is set as its documentation recommends for throughput: RAY_SERVE_THROUGHPUT_OPTIMIZED=1 (user code and router
 in the event loop of their process, gRPC between proxy and replica, buffered logs), no access log, a replica with
 ``max_ongoing_requests`` far above the load and an async handler that returns a Response. It is asked through its proxy,
-as the runtime is asked through its router; with ``--haproxy`` it is asked through HAProxy, which replaces the proxy by a
-program in C that speaks HTTP to the replica. The runtime has no such way, and that run decides nothing.
+as the runtime is asked through its router; with ``--haproxy`` it is asked through HAProxy instead, a program in C that
+speaks HTTP to the replica. The runtime has nothing of that kind, and that run decides nothing.
 """
 
 import argparse
@@ -89,7 +89,9 @@ class Comparison:
                 sample = await load(self._ports[name], self._seconds)
                 self.failures += sample.statuses.total() - sample.statuses[200]
                 figures[name].append((sample.rate, sample.milliseconds(0.5), sample.milliseconds(0.99)))
-        return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()}
+        return {
+            name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()
+        }
 
 
 async def compare(ports, rounds, seconds, warm_up_s):

@@ -273,7 +273,11 @@ def main():
     connect(ray, 2)
     total = min(capacity(PLACEMENT), capacity(OTHER_PLACEMENT))
     rate = LOAD * total
-    print(f"{len(MODELS)} models of {PROFILE.model_name}; capacity {total:.1f} requests/s, asked {rate:.1f}, {seconds:g} s")
+    print(
+        f"{len(MODELS)} models of {PROFILE.model_name}; capacity {total:.1f} requests/s, asked {rate:.1f}, "
+        f"{seconds:g} s per run",
+        flush=True,
+    )
     back = "until it serves again"
     try:
         problems = [
