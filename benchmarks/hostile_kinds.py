@@ -35,11 +35,14 @@ class Attack(NamedTuple):
     end : str
         "wait" for the answer; "eof": send no more, and wait; "abort": reset the connection; "first": reset it when the
         first bytes of the answer are here.
+    num_answers : int or None
+        As many requests of it are valid and must be answered 200, and then the connection is closed.
     """
 
     pieces: list
     pause_s: float = 0.0
     end: str = "wait"
+    num_answers: int | None = None
 
 
 def whole(request, end="wait"):
@@ -240,13 +243,14 @@ def unicode_text(draw):
 def pipelining(draw):
     valid = raw_request("POST", "/", json.dumps(VALID).encode())
     last = raw_request("POST", "/", json.dumps(VALID).encode(), [CLOSE])
+    number = draw.randrange(2, 50)
     return draw.choice(
         [
-            whole(valid * draw.randrange(2, 50) + last),
+            Attack([valid * number + last], num_answers=number + 1),
             whole(valid * 10 + draw.randbytes(50), end="eof"),
             whole(valid * 200, end="abort"),
             whole(valid * 3 + last[: len(last) // 2], end="eof"),
-            whole(raw_request("GET", "/metrics") * 20 + last),
+            Attack([raw_request("GET", "/metrics") * 20 + last], num_answers=21),
         ]
     )
 

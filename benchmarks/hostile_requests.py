@@ -6,6 +6,7 @@ and exits with 1 if
 
 - a status is 500 or more, but for the 503 that tells a client to come back or that its SLO cannot be met;
 - a request has not come to an end (an answer, or a closed connection) within 15 s;
+- valid requests that were sent at once on one connection are not all answered;
 - the well-behaved client did not get 200 each time, or waited for 10 s or more;
 - the memory of a process of the service grew by 20 MiB or more after a warm-up.
 
@@ -105,7 +106,7 @@ async def _attack(port, attack):
             return [LEFT], b""
         if attack.end == "eof":
             writer.write_eof()
-        while not is_complete(received):
+        while attack.num_answers or not is_complete(received):
             data = await reader.read(1 << 16)
             if not data:
                 break
@@ -121,7 +122,7 @@ async def _attack(port, attack):
 
 
 def is_complete(received):
-    """Return whether an answer is there that leaves the connection open."""
+    """Return whether the one answer is there, if it leaves the connection open."""
     head, found, body = received.partition(b"\r\n\r\n")
     head = head.lower()
     if not found or b"connection: close" in head or head.split(b" ")[1][:1] == b"1":
@@ -129,7 +130,6 @@ def is_complete(received):
     if b"transfer-encoding: chunked" in head:
         return body.endswith(b"0\r\n\r\n")
     length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
-    # of a pipeline, more may come: its last request asks to close
     return len(body) == length
 
 
@@ -151,8 +151,10 @@ class Tally:
     def __init__(self):
         self.by_kind = defaultdict(Counter)
         self.bad = []
+        self.num_sent = 0
 
     def add(self, kind, statuses, received, what):
+        self.num_sent += 1
         self.by_kind[kind].update(statuses)
         for status in statuses:
             if status == HANG or is_bad(status, received):
@@ -172,6 +174,8 @@ async def own_attacks(port, number, seed, tally):
         async with free:
             statuses, received = await attack_once(port, attack)
         tally.add(kind, statuses, received, b"".join(attack.pieces))
+        if attack.num_answers and statuses != [200] * attack.num_answers:
+            tally.bad.append(f"{kind}: {statuses} for {attack.num_answers} valid requests")
 
     await asyncio.gather(*(send(kind, attack) for kind, attack in attacks))
 
@@ -294,7 +298,7 @@ def report(tally, statuses, slowest, before, after, elapsed):
             f"{status}: {count}" for status, count in sorted(counts.items(), key=lambda item: str(item[0]))
         )
         print(f"{kind:<24}{counts.total():>6}   {said}")
-    print(f"{'in all':<24}{tally.count(lambda status: True):>6}   in {elapsed:.0f} s")
+    print(f"{'in all':<24}{tally.count(lambda status: True):>6}   to {tally.num_sent} attacks, in {elapsed:.0f} s")
     server_errors = tally.count(lambda status: isinstance(status, int) and status >= 500)
     print(f"500 and more: {server_errors}; hangs: {tally.count(lambda status: status == HANG)}")
     print(f"well-behaved client: {dict(statuses)}, slowest {slowest:.2f} s")
