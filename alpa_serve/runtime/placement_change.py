@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from alpa_serve.errors import InvalidPlacementError
+from alpa_serve.errors import AlpaServeError, InvalidPlacementError
 from alpa_serve.runtime.group_process import bundles_of
 from alpa_serve.runtime.placement_moves import kept_groups
 from alpa_serve.runtime.ray_calls import free_resources
@@ -26,8 +26,10 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
 
     Groups of the same config and shape stay, and only their replicas change. What is new is started first where the
     cluster has room for it beside what is there; then requests go to the new groups, and those that leave answer what
-    they have been given. Requests for models that have no replica in between wait. Nothing has changed if a group
-    that is started first cannot be.
+    they have been given. Requests for models that have no replica in between wait.
+
+    Nothing has changed if a group that is started first cannot be. If a replica of a group that stays cannot be made,
+    or one of the groups that are started last, the rest is as wanted, without any group that is started last.
 
     Parameters
     ----------
@@ -44,14 +46,15 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
         If the cluster has no room for a group.
     InvalidConfigError
         If a model cannot be made.
+    GroupLostError
+        If a group dies while it makes a replica.
     """
     state = cluster.state
     _check(wanted, list(state.models))
     running = {group_id: (group.config, group.shape, group.replicas) for group_id, group in state.groups.items()}
     kept = kept_groups(running, wanted)
+    placed = {name for spec in wanted for name in spec.members}
     groups = {position: state.groups[group_id] for position, group_id in kept.items()}
-    # what an earlier change was to remove is still there if it failed, or its controller died
-    gone = [*state.leaving, *(group for group_id, group in state.groups.items() if group_id not in kept.values())]
     new = {
         position: cluster.new_group(
             position, spec.shape, bundles_of(spec.shape, spec.num_devices if with_gpus else 0), spec.config
@@ -59,26 +62,38 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
         for position, spec in enumerate(wanted)
         if position not in kept
     }
-    first = _fitting(list(new.values())) if gone else list(new.values())
+    first = _fitting(list(new.values())) if len(groups) < len(state.all_groups()) else list(new.values())
     later = [group for group in new.values() if group not in first]
     await _start_all(cluster, first, wanted)
+    state.expected |= placed
+    # those too that came while others were started, or that a controller which is gone saw leave but not gone
+    gone = [group for group in state.all_groups() if not any(group is kept_one for kept_one in groups.values())]
     for position, group in groups.items():
         group.group_id = position
     state.groups = dict(sorted((groups | {group.group_id: group for group in first}).items()))
     state.leaving = gone
-    state.expected |= {name for spec in wanted for name in spec.members}
     await cluster.publish()
     # those that only gain replicas go first: what another one loses may move there
     order = sorted(groups.values(), key=lambda group: bool(group.replicas.keys() - set(wanted[group.group_id].members)))
+    failures: list[AlpaServeError] = []
     for group in order:
-        await _change_replicas(cluster, group, wanted[group.group_id])
+        try:
+            await _change_replicas(cluster, group, wanted[group.group_id])
+        except AlpaServeError as error:
+            failures.append(error)
     state.leaving = []
     await cluster.publish()
     await asyncio.gather(*(cluster.remove_group(group) for group in gone))
-    await _start_all(cluster, later, wanted)
-    state.groups = dict(sorted((state.groups | {group.group_id: group for group in later}).items()))
-    state.expected = {name for spec in wanted for name in spec.members}
+    try:
+        await _start_all(cluster, later, wanted)
+        state.groups = dict(sorted((state.groups | {group.group_id: group for group in later}).items()))
+    except AlpaServeError as error:
+        failures.append(error)
+    # what could not be made is not coming: requests for it must not wait
+    state.expected = placed if not failures else set()
     await cluster.publish()
+    if failures:
+        raise failures[0]
 
 
 def _check(wanted: Sequence[GroupSpec], registered: list[str]) -> None:
@@ -116,11 +131,14 @@ async def _start_all(cluster: Cluster, groups: list[GroupInfo], wanted: Sequence
             for name in wanted[group.group_id].members:
                 await cluster.make_replica(group, name, *wanted[group.group_id].appended)
 
-    results = await asyncio.gather(*map(start, groups), return_exceptions=True)
-    failures = [result for result in results if isinstance(result, BaseException)]
-    if failures:
+    try:
+        results = await asyncio.gather(*map(start, groups), return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures:
+            raise failures[0]
+    except BaseException:
         await asyncio.gather(*(group.process.release() for group in groups))
-        raise failures[0]
+        raise
 
 
 async def _change_replicas(cluster: Cluster, group: GroupInfo, spec: GroupSpec) -> None:

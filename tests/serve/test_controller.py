@@ -170,7 +170,8 @@ class ControllerTest(unittest.TestCase):
         self.place({0: ["who"], 1: ["who"]}, who=(WhoAmI,))
         answers = ray.get([self.controller.handle_request.remote({"model": "who"}) for _ in range(40)])
         counts = [answers.count(pid) for pid in set(answers)]
-        self.assertEqual(counts, [20, 20])
+        self.assertEqual(len(counts), 2)
+        self.assertGreaterEqual(min(counts), 10)
 
     def test_a_request_that_would_be_late_is_rejected(self):
         self.place({0: ["timed"]}, timed=(Timed, [0.4]))
