@@ -298,6 +298,8 @@ class Cluster:
         """
         if name in group.replicas:
             raise InvalidPlacementError(f"group {group.group_id} has a replica of {name!r} already")
+        if name not in self.state.models:
+            raise InvalidPlacementError(f"replica of {name!r}: the model was deleted meanwhile")
         info = self.state.models[name].create_info
         complete = CreateInfo(
             info.model_def, (*info.init_args, *(args or ())), {**info.init_kwargs, **dict(kwargs or {})}
@@ -350,11 +352,12 @@ class Cluster:
     async def check(self) -> None:
         """See whether every process is alive; start anew what is not."""
         await self._keep_router()
-        up = [group for group in self.state.all_groups() if group.state == UP]
-        alive = await asyncio.gather(*(is_alive(group.process.actor) for group in up))
-        for group, lives in zip(up, alive, strict=True):
+        up = [(group.uid, group.process.actor) for group in self.state.all_groups() if group.state == UP]
+        alive = await asyncio.gather(*(is_alive(actor) for _, actor in up))
+        for (uid, _), lives in zip(up, alive, strict=True):
             if not lives:
-                self.recover(group)
+                # unless the router has found out meanwhile
+                self.lost(uid)
 
     def lost(self, uid: int) -> None:
         """Start the group anew whose process was found dead, unless that was known."""
@@ -365,6 +368,7 @@ class Cluster:
     def recover(self, group: GroupInfo) -> None:
         """Begin to start a group anew, with its replicas, on its devices."""
         group.state = RESTARTING
+        group.num_restarts += 1
         task = asyncio.get_running_loop().create_task(self._recover(group))
         self._recoveries.add(task)
         task.add_done_callback(self._recoveries.discard)

@@ -160,7 +160,8 @@ class Controller:
             try:
                 await cluster.start_group(group)
             except BaseException:
-                del cluster.state.groups[group_id]
+                if cluster.state.groups.get(group_id) is group:
+                    del cluster.state.groups[group_id]
                 raise
         await cluster.publish()
 
@@ -211,6 +212,9 @@ class Controller:
         async with group.lock:
             if name not in group.replicas:
                 raise InvalidPlacementError(f"group {group_id} has no replica of {name!r}")
+            if cluster.state.groups_of(name) == [group_id]:
+                # requests for it must not wait for what is not coming
+                cluster.state.expected.discard(name)
             await cluster.remove_replica(group, name)
 
     async def delete_model(self, name: str) -> None:

@@ -84,6 +84,8 @@ class GroupInfo:
         By model.
     state : str
         One of :data:`STARTING`, :data:`UP`, :data:`RESTARTING`.
+    num_restarts : int
+        How often its process was started anew.
     is_wanted : bool
         False once it is to go.
     lock : asyncio.Lock
@@ -97,6 +99,7 @@ class GroupInfo:
     process: GroupProcess
     replicas: dict[str, ReplicaInfo] = field(default_factory=dict)
     state: str = STARTING
+    num_restarts: int = 0
     is_wanted: bool = True
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -171,6 +174,7 @@ class ControllerState:
                     group.group_id,
                     RayGroup(group.process.actor),
                     {name: replica.scaled_timing for name, replica in group.replicas.items()},
+                    group.num_restarts,
                 )
                 for group in self.all_groups()
                 # a restored group has no process before it was looked for

@@ -78,7 +78,7 @@ class ServeRequest(dict[str, Any]):
         now = time.time()
         name = self.get("model") if model is None else model
         if not isinstance(name, str) or not name:
-            raise InvalidRequestError(f'"model" must be the name of a model, got {_short(name)}')
+            raise InvalidRequestError(f'"model" must be the name of a model, got {shown(name)}')
         self.endpoint = endpoint
         self.model = name
         slo = self._number("slo")
@@ -100,13 +100,13 @@ class ServeRequest(dict[str, Any]):
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InvalidRequestError(f'"{key}" must be a number, got {_short(value)}')
+            raise InvalidRequestError(f'"{key}" must be a number, got {shown(value)}')
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise InvalidRequestError(f'"{key}" must be a finite number, got {_short(value)}')
+            raise InvalidRequestError(f'"{key}" must be a finite number, got {shown(value)}')
         return number
 
     def _tokens(self, key: str, default: int | None) -> int | None:
@@ -114,7 +114,7 @@ class ServeRequest(dict[str, Any]):
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_TOKEN_COUNT:
-            raise InvalidRequestError(f'"{key}" must be a whole number of tokens >= 0, got {_short(value)}')
+            raise InvalidRequestError(f'"{key}" must be a whole number of tokens >= 0, got {shown(value)}')
         return value
 
 
@@ -144,14 +144,14 @@ async def request_of(posted: Any) -> ServeRequest:
     if not isinstance(posted, Mapping) and hasattr(posted, "json"):
         posted = await posted.json()
     if not isinstance(posted, Mapping):
-        raise InvalidRequestError(f'a request is an object with a "model", got {_short(posted)}')
+        raise InvalidRequestError(f'a request is an object with a "model", got {shown(posted)}')
     return ServeRequest(posted)
 
 
 _REQUEST_FIELDS = ("slo", "submit_time", "idx", "input_tokens", "output_tokens")
 
 
-def _short(value: object) -> str:
+def shown(value: object) -> str:
     """Return `value` as messages to clients show it: what they sent comes back to them, but not all of it."""
     try:
         text = _REPR.repr(value)

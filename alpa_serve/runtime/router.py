@@ -20,6 +20,7 @@ from alpa_serve.errors import (
 from alpa_serve.runtime.dispatcher import Health, ModelCard
 from alpa_serve.runtime.http.metrics import Outcome, ServingMetrics
 from alpa_serve.runtime.in_flight import InFlight
+from alpa_serve.runtime.request import shown
 from alpa_serve.runtime.routing_table import GroupDiedError, RoutingTable
 from alpa_serve.scheduling import Scheduler
 from alpa_serve.scheduling.stage_clocks import choose_replica
@@ -120,7 +121,6 @@ class RequestRouter:
         """Send no request to a group that was found dead."""
         if uid not in self._groups:
             return
-        self._metrics.count_group_restart(str(self._groups[uid].group_id))
         self._lost.add(uid)
         self._set_groups({other: route for other, route in self._groups.items() if other != uid})
         self._on_group_lost(uid)
@@ -232,6 +232,7 @@ class RequestRouter:
             for model in route.timings:
                 key = model, str(route.group_id)
                 counts[key] = counts.get(key, 0) + self.in_flight.of_replica(route.uid, model)
+            self._metrics.set_group_restarts(str(route.group_id), route.num_restarts)
         for (model, group), count in counts.items():
             self._metrics.set_in_flight(model, group, count)
         self._reported = counts.keys()
@@ -305,7 +306,7 @@ class RequestRouter:
     def _check_is_served(self, name: str) -> None:
         model = self._models.get(name)
         if model is None:
-            raise ModelNotFoundError(f"no model {name!r}; /v1/models lists those that there are")
+            raise ModelNotFoundError(f"no model {shown(name)}; /v1/models lists those that there are")
         if name not in self._routes and not model.is_placed:
             raise GroupLostError(f"no group holds model {name!r}")
 

@@ -48,12 +48,15 @@ class GroupRoute(NamedTuple):
     group : Group
     timings : mapping of str to ReplicaTiming or None
         Of each model that it holds; None where requests in flight decide.
+    num_restarts : int
+        How often its process was started anew.
     """
 
     uid: int
     group_id: int
     group: Group
     timings: Mapping[str, ReplicaTiming | None]
+    num_restarts: int = 0
 
 
 class ModelRoute(NamedTuple):

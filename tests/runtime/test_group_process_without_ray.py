@@ -15,7 +15,7 @@ class Actor:
     """What a group's actor has that is asked for before any request."""
 
     def __init__(self):
-        self.handle_request = "handle"
+        self.answer = "answer"
         self.stream_request = StreamMethod()
 
 

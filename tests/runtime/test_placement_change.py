@@ -20,7 +20,7 @@ class FakeMethod:
 
 
 class FakeActor:
-    handle_request = FakeMethod()
+    answer = FakeMethod()
     stream_request = FakeMethod()
 
 

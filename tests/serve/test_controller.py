@@ -14,7 +14,7 @@ import pytest
 import ray
 import requests
 
-from alpa_serve.controller import CONTROLLER_NAME, run_controller
+from alpa_serve.controller import CONTROLLER_NAME, EmulatedModel, run_controller
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, ModelNotFoundError, ServingError
 from alpa_serve.profiling import ParallelConfig, load_test_prof_result
 from alpa_serve.simulator.workload import Request
@@ -129,7 +129,8 @@ class ControllerTest(unittest.TestCase):
     def test_a_name_is_registered_twice_only_with_override(self):
         self.place({0: ["model"]}, model=(Echo,))
         with self.assertRaisesRegex(InvalidConfigError, "'model' is registered already"):
-            ray.get(self.controller.register_model.remote("model", AddOne))
+            self.controller.register_model.remote("model", AddOne)
+            self.controller.sync()
         self.assertEqual(self.post("model", x=1), {"model": "model", "x": 1})
         self.controller.register_model.remote("model", AddOne, override=True)
         self.controller.sync()
@@ -169,7 +170,8 @@ class ControllerTest(unittest.TestCase):
         self.place({0: ["who"], 1: ["who"]}, who=(WhoAmI,))
         answers = ray.get([self.controller.handle_request.remote({"model": "who"}) for _ in range(40)])
         counts = [answers.count(pid) for pid in set(answers)]
-        self.assertEqual(counts, [20, 20])
+        self.assertEqual(len(counts), 2)
+        self.assertGreaterEqual(min(counts), 10)
 
     def test_a_request_that_would_be_late_is_rejected(self):
         self.place({0: ["timed"]}, timed=(Timed, [0.4]))
@@ -190,8 +192,6 @@ class ControllerTest(unittest.TestCase):
         self.assertEqual(self.post("echo"), {"model": "echo"})
 
     def test_a_warm_up_measures_the_models_that_have_a_profile(self):
-        from alpa_serve.controller import EmulatedModel
-
         profile = load_test_prof_result("alpa/bert-1.3b")
         self.place({0: ["bert", "echo"]}, bert=(EmulatedModel, [profile, ParallelConfig(1, 1, 2)]), echo=(Echo,))
         scales = ray.get(self.controller.warmup.remote())

@@ -59,7 +59,7 @@ class ServingMetrics:
         self._in_flight = Gauge(
             "alpa_serve_in_flight", "Requests that a group has, running or waiting.", placed, registry=registry
         )
-        self._restarts = Counter(
+        self._restarts = Gauge(
             "alpa_serve_group_restarts", "Restarts of a group after its death.", ["group"], registry=registry
         )
         self._models: set[str] = set()
@@ -127,9 +127,9 @@ class ServingMetrics:
         """Note how many requests for a model a group has."""
         self._in_flight.labels(model if model in self._models else UNKNOWN, group).set(number)
 
-    def count_group_restart(self, group: str) -> None:
-        """Note that a group was started again after its death."""
-        self._restarts.labels(group).inc()
+    def set_group_restarts(self, group: str, number: int) -> None:
+        """Note how often a group was started again after its death."""
+        self._restarts.labels(group).set(number)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -61,11 +61,11 @@ def test_names_that_clients_make_up_add_no_series(metrics):
 def test_what_groups_have_and_how_often_they_died_is_shown(metrics):
     metrics.set_in_flight("m0", "1", 2)
     metrics.set_in_flight("m0", "1", 1)
-    metrics.count_group_restart("1")
+    metrics.set_group_restarts("1", 2)
     metrics.observe_first_token("m0", 0.5)
     found = samples(metrics)
     assert found["alpa_serve_in_flight", "m0", "1"] == 1
-    assert found["alpa_serve_group_restarts_total", "1"] == 1
+    assert found["alpa_serve_group_restarts", "1"] == 2
     assert found["alpa_serve_time_to_first_token_seconds_sum", "m0"] == 0.5
 
 

@@ -57,7 +57,7 @@ class PlacedGpuModel:
         self.path = str(path)
 
     def __call__(self, *placement):
-        return GpuModel(self.path, 0.02, *placement)
+        return GpuModel(self.path, 0.1, *placement)
 
 
 def gpus_of(url, model):
@@ -77,11 +77,12 @@ def test_every_group_has_gpus_of_its_own(on_gpus, placement_of):
 def test_a_group_that_is_killed_has_its_gpus_again(on_gpus, placement_of, load):
     deployed, service = on_gpus(placement_of((2, [0]), (2, [0])))
     killed = service.pid_of_group(0)
-    with load(deployed.url, [{"model": "a"}]) as requests_sent:
-        requests_sent.wait_for_answers(10)
+    # so many that both groups always have some
+    with load(deployed.url, [{"model": "a"}], rate=50) as requests_sent:
+        requests_sent.wait_for_answers(30)
         service.kill(killed)
         service.wait_until_up(without=[killed])
-        requests_sent.wait_for_answers(20)
+        requests_sent.wait_for_answers(60)
     requests_sent.check()
     by_process = {answer["pid"]: tuple(answer["gpus"]) for _, _, answer in requests_sent.answers}
     assert by_process[service.pid_of_group(0)] == by_process[killed]
