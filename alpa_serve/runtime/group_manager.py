@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
+import statistics
+import time
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,17 +25,21 @@ from alpa_serve.runtime.origin import exit_if_orphaned
 from alpa_serve.runtime.packing import pack, unpack
 from alpa_serve.runtime.ray_calls import extend_import_path
 from alpa_serve.runtime.reply import Reply
+from alpa_serve.runtime.request import ServeRequest
 from alpa_serve.runtime.snapshots import Snapshot, SnapshotKeeper
+from alpa_serve.scheduling.timing import declared_timing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from alpa_serve.device_layout import Shape
     from alpa_serve.runtime.origin import Origin
-    from alpa_serve.runtime.request import ServeRequest
     from alpa_serve.scheduling import ReplicaTiming, ServingRules
 
 logger = logging.getLogger(__name__)
+
+WARM_REQUESTS = 3
+"""Requests whose median says how long a model takes, after a first one that does not count."""
 
 
 class GroupManager:
@@ -108,18 +115,33 @@ class GroupManager:
         """Let go of a replica; without effect if there is none."""
         replica = self._replicas.pop(name, None)
         if hasattr(replica, "close"):
-            await replica.close()
+            closing = replica.close()
+            if inspect.isawaitable(closing):
+                await closing
 
     async def warmup(self, name: str) -> float | None:
-        """Have a replica answer a request of its own.
+        """Have a replica answer requests of its own, for its first one may take longer than all others.
+
+        A model that says how long it takes, but has no ``warmup``, is sent objects with nothing but ``"model"``.
 
         Returns
         -------
         float or None
-            Seconds that it took, in proportion to what its profile says; None if it does not tell.
+            Seconds that a request takes, in proportion to what its profile says; None if it does not tell.
         """
         replica = self._replicas[name]
-        return await replica.warmup() if hasattr(replica, "warmup") else None
+        if hasattr(replica, "warmup"):
+            scale: float | None = await replica.warmup()
+            return scale
+        if not hasattr(replica, "get_latency_dict"):
+            return None
+        profiled_s = sum(declared_timing(name, replica.get_latency_dict()).latency)
+        seconds = []
+        for _ in range(1 + WARM_REQUESTS):
+            began = time.monotonic()
+            await replica.handle_request(ServeRequest({"model": name}))
+            seconds.append(time.monotonic() - began)
+        return statistics.median(seconds[1:]) / profiled_s if profiled_s > 0 else None
 
     async def answer(self, name: str, packed: bytes) -> bytes:
         """Have the replica of model `name` answer, for the router: request and reply are packed (:mod:`~.packing`)."""

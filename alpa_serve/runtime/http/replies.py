@@ -12,8 +12,16 @@ if TYPE_CHECKING:
 
 JSON_TYPE, EVENT_STREAM_TYPE = b"application/json", b"text/event-stream; charset=utf-8"
 
+
+def _as_lists(value: Any) -> Any:
+    """Return an array or a number of NumPy's (or of a package with its ``tolist``) in Python's own types."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is nothing that JSON has")
+
+
 # one for all answers; ASCII, since clients may send lone surrogates, which UTF-8 does not have
-_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_as_lists).encode
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -52,7 +60,7 @@ def json_reply(content: object, status: int = 200, headers: Iterable[tuple[bytes
 
 
 def encode_answer(answer: Any) -> bytes:
-    """Return what a model answered as JSON.
+    """Return what a model answered as JSON; arrays of NumPy become lists.
 
     Raises
     ------

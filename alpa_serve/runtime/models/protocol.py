@@ -21,7 +21,7 @@ class Model(Protocol):
     """What every model must be; the other protocols here are optional, and a model may follow any of them."""
 
     async def handle_request(self, request: ServeRequest) -> Any:
-        """Return the answer, anything that JSON has.
+        """Return the answer, anything that JSON has, or NumPy arrays.
 
         For the endpoints of OpenAI's API that is either a dict with ``"text"`` and, if it likes, ``"usage"`` and
         ``"finish_reason"``, or the complete object that OpenAI's API answers.
@@ -50,7 +50,11 @@ class StreamingModel(Protocol):
 
 @runtime_checkable
 class LatencyModel(Protocol):
-    """A model that says how long it takes, as AlpaServe's models do, and is scheduled by it."""
+    """A model that says how long it takes, as AlpaServe's models do, and is scheduled by it.
+
+    The controller's ``warmup`` measures it with a few requests of nothing but ``"model"``, unless it is a
+    :class:`WarmedModel` too.
+    """
 
     def get_latency_dict(self) -> Mapping[int, Sequence[float]]:
         """Return batch size -> seconds per stage; requests are admitted by batch size 1."""

@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 
-from alpa_serve.errors import RequestRejectedError
+from alpa_serve.errors import ModelFailedError, RequestRejectedError
 from alpa_serve.runtime.http.bodies import MAX_NESTING
+from alpa_serve.runtime.http.replies import encode_answer
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +121,10 @@ def test_routes_are_under_the_root_path_with_and_without_slash(serving, http, as
         assert "/serve/v1/completions" in document["paths"]
         assert_error(http.get(base.removesuffix("/serve") + "/healthz"), 404, "not_found")
         assert_error(http.post(base.removesuffix("/serve") + "/", json={"model": "echo"}), 404, "not_found")
+
+
+def test_arrays_are_answered_as_lists():
+    answer = {"y": np.arange(4).reshape(2, 2), "mean": np.float64(1.5), "count": np.int64(4)}
+    assert json.loads(encode_answer(answer)) == {"y": [[0, 1], [2, 3]], "mean": 1.5, "count": 4}
+    with pytest.raises(ModelFailedError, match="object"):
+        encode_answer({"y": object()})
