@@ -70,7 +70,7 @@ async def exit_if_orphaned(origin: Origin, placement_group_name: str | None = No
     if placement_group_name is not None:
         await asyncio.to_thread(_remove_placement_group, placement_group_name)
     # the actor must not be restarted, and nothing waits for it
-    os._exit(0)
+    os._exit(1)
 
 
 def _actor_id(controller_name: str) -> Any:
