@@ -99,6 +99,7 @@ class PlacedRecordingModel:
         return RecordingModel(self.path, 0.02, *placement)
 
 
+@pytest.mark.slow
 def test_groups_that_leave_together_do_not_wait_for_one_another(serve, placement_of, load):
     deployed, _ = serve(placement_of((1, [0]), (1, [0]), (1, [0]), (1, [0])))
     with load(deployed.url, [{"model": "a"}], rate=40) as requests_sent:
@@ -137,6 +138,7 @@ class PlacedBrokenModel:
         raise OSError("no such weights")
 
 
+@pytest.mark.slow
 def test_what_a_change_that_failed_left_behind_goes_with_the_next(serve, placement_of, local_ray):
     deployed, service = serve(placement_of((1, [0]), (2, [1])), model_defs={"c": PlacedBrokenModel()})
     leaving = service.info["group_names"][0]

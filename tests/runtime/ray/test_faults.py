@@ -106,6 +106,7 @@ def test_controller_and_group_are_killed_together(counting, load):
     assert service.info["models"] == {"a": [0, 1]}
 
 
+@pytest.mark.slow
 def test_a_controller_that_is_killed_while_it_restarts_a_group(counting, eventually):
     service = counting({0: ["a"]})
     killed = service.pid_of_group(0)
@@ -144,6 +145,7 @@ def test_everything_is_killed_but_one_group(counting, eventually):
     assert service.info["models"] == {"a": [0, 1]}
 
 
+@pytest.mark.slow
 def test_a_model_is_registered_and_has_a_replica_while_a_group_is_restarted(counting, recorded):
     service = counting({0: ["a"], 1: []})
     killed = service.pid_of_group(0)
