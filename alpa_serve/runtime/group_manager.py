@@ -20,7 +20,6 @@ from alpa_serve.errors import (
 from alpa_serve.runtime.models.emulated_devices import EmulatedDevices
 from alpa_serve.runtime.models.protocol import replica_timing_of
 from alpa_serve.runtime.origin import exit_if_orphaned
-from alpa_serve.runtime.packing import pack, unpack
 from alpa_serve.runtime.reply import Reply
 from alpa_serve.runtime.snapshots import Snapshot, SnapshotKeeper
 
@@ -118,10 +117,6 @@ class GroupManager:
         """
         replica = self._replicas[name]
         return await replica.warmup() if hasattr(replica, "warmup") else None
-
-    async def answer(self, name: str, packed: bytes) -> bytes:
-        """Have the replica of model `name` answer, for the router: request and reply are packed (:mod:`~.packing`)."""
-        return pack(await self.handle_request(name, unpack(packed)))
 
     async def handle_request(self, name: str, request: ServeRequest) -> Reply:
         """Have the replica of model `name` answer."""
