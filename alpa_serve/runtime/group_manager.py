@@ -22,7 +22,6 @@ from alpa_serve.errors import (
 from alpa_serve.runtime.models.emulated_devices import EmulatedDevices
 from alpa_serve.runtime.models.protocol import replica_timing_of
 from alpa_serve.runtime.origin import exit_if_orphaned
-from alpa_serve.runtime.packing import pack, unpack
 from alpa_serve.runtime.ray_calls import extend_import_path
 from alpa_serve.runtime.reply import Reply
 from alpa_serve.runtime.request import ServeRequest
@@ -142,10 +141,6 @@ class GroupManager:
             await replica.handle_request(ServeRequest({"model": name}))
             seconds.append(time.monotonic() - began)
         return statistics.median(seconds[1:]) / profiled_s if profiled_s > 0 else None
-
-    async def answer(self, name: str, packed: bytes) -> bytes:
-        """Have the replica of model `name` answer, for the router: request and reply are packed (:mod:`~.packing`)."""
-        return pack(await self.handle_request(name, unpack(packed)))
 
     async def handle_request(self, name: str, request: ServeRequest) -> Reply:
         """Have the replica of model `name` answer."""

@@ -20,8 +20,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from alpa_serve.errors import GroupLostError, ModelFailedError, RequestTimeoutError
 from alpa_serve.runtime.group_manager import GroupManager
 from alpa_serve.runtime.origin import NAMESPACE
-from alpa_serve.runtime.packing import pack, unpack
 from alpa_serve.runtime.ray_calls import future_of, is_alive
+from alpa_serve.runtime.reply import Reply
 from alpa_serve.runtime.routing_table import GroupDiedError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from alpa_serve.device_layout import Shape
     from alpa_serve.runtime.origin import Origin
-    from alpa_serve.runtime.reply import Reply
     from alpa_serve.runtime.request import ServeRequest
     from alpa_serve.scheduling import ServingRules
 
@@ -117,7 +116,7 @@ class GroupProcess:
             lifetime="detached",
             max_restarts=0,
             max_concurrency=MAX_CONCURRENCY,
-            # Ray's record of every request takes time in three processes, and the runtime has metrics of its own
+            # Ray would report every request to its head node, and the runtime has metrics of its own
             enable_task_events=False,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 placement_group=placement, placement_group_bundle_index=0
@@ -170,7 +169,7 @@ class RayGroup:
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
-        self._answer = actor.answer
+        self._handle = actor.handle_request
         self._stream = actor.stream_request.options(num_returns="streaming")
 
     def __reduce__(self) -> tuple[type[RayGroup], tuple[Any]]:
@@ -178,12 +177,7 @@ class RayGroup:
 
     async def handle(self, model: str, request: ServeRequest, timeout_s: float) -> Reply:
         """Have the replica of `model` answer (:class:`~alpa_serve.runtime.routing_table.Group`)."""
-        packed = await _result(self._answer.remote(model, pack(request)), model, timeout_s)
-        try:
-            reply: Reply = unpack(packed)
-        except Exception as error:
-            raise _cannot_be_sent(model, error) from error
-        return reply
+        return await _reply(self._handle.remote(model, request), model, timeout_s)
 
     async def stream(self, model: str, request: ServeRequest, timeout_s: float) -> AsyncIterator[Reply]:
         """Have it answer piece by piece."""
@@ -198,16 +192,15 @@ class RayGroup:
                     return
                 except asyncio.TimeoutError:
                     raise _took_too_long(model) from None
-                yield await _result(ref, model, timeout_s)
+                yield await _reply(ref, model, timeout_s)
         finally:
             if not has_ended:
                 _cancel(pieces)
 
 
-async def _result(ref: Any, model: str, timeout_s: float) -> Any:
-    """Return the result of a call of a group's actor for a request."""
+async def _reply(ref: Any, model: str, timeout_s: float) -> Reply:
     try:
-        return await asyncio.wait_for(future_of(ref), timeout_s)
+        reply: Reply = await asyncio.wait_for(future_of(ref), timeout_s)
     except asyncio.TimeoutError:
         _cancel(ref)
         raise _took_too_long(model) from None
@@ -220,12 +213,9 @@ async def _result(ref: Any, model: str, timeout_s: float) -> Any:
         raise GroupLostError(f"the request to model {model!r} was cancelled") from error
     except RayError as error:
         # what a model raises comes as a reply: this is an answer that cannot be sent
-        raise _cannot_be_sent(model, error) from error
-
-
-def _cannot_be_sent(model: str, error: Exception) -> ModelFailedError:
-    logger.error("the answer of model %r did not arrive", model, exc_info=error)
-    return ModelFailedError(f"the answer of model {model!r} cannot be sent: {type(error).__name__}")
+        logger.error("the answer of model %r did not arrive", model, exc_info=error)
+        raise ModelFailedError(f"the answer of model {model!r} cannot be sent: {type(error).__name__}") from error
+    return reply
 
 
 def _took_too_long(model: str) -> RequestTimeoutError:

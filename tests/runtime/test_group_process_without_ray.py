@@ -15,7 +15,7 @@ class Actor:
     """What a group's actor has that is asked for before any request."""
 
     def __init__(self):
-        self.answer = "answer"
+        self.handle_request = "handle"
         self.stream_request = StreamMethod()
 
 

@@ -20,7 +20,7 @@ class FakeMethod:
 
 
 class FakeActor:
-    answer = FakeMethod()
+    handle_request = FakeMethod()
     stream_request = FakeMethod()
 
 
