@@ -9,6 +9,7 @@ is the rules' ``fixed_overhead_s``.
 
 import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -87,13 +88,11 @@ def event_driven(models, placement, workload, rules):
 
 def overhead(deployment, models, requests=200):
     """Return the median and the 99th percentile of the seconds that a request takes beyond its stages, when idle."""
-    first = models[0]
-    workload = DeterministicProcess(4.0).generate_workload(first.name, 0, requests / 4.0, slo=100.0)
+    workload = DeterministicProcess(4.0).generate_workload(models[0].name, 0, requests / 4.0, slo=100.0)
     result = replay_workload(workload, deployment.url)
-    # alone, a request goes to the first group that holds its model
-    group = min(g for g, members in enumerate(deployment.placement.group_models) if 0 in members)
-    alone = sum(first.profiling_result.stage_latency(deployment.placement.group_configs[group]))
-    beyond = result.latency - alone
+    stages_only = replace(RUNTIME, fixed_overhead_s=0.0)
+    simulated = simulate(deployment.placement, models, workload, stages_only)
+    beyond = result.latency - (simulated.finish - workload.arrivals)
     return np.median(beyond), np.percentile(beyond, 99)
 
 
