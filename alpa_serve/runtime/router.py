@@ -23,6 +23,7 @@ from alpa_serve.runtime.in_flight import InFlight
 from alpa_serve.runtime.request import shown
 from alpa_serve.runtime.routing_table import GroupDiedError, RoutingTable
 from alpa_serve.scheduling import Scheduler
+from alpa_serve.scheduling.rules import WAY_IN_SHARE
 from alpa_serve.scheduling.stage_clocks import choose_replica
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class RequestRouter:
         self._settings = settings
         self._on_group_lost = on_group_lost
         self._scheduler = Scheduler(rules, since=time.monotonic())
+        # what of the overhead lies behind a request when it comes here; it is not to be counted twice
+        self._way_in_s = WAY_IN_SHARE * rules.fixed_overhead_s
         self._holds_back = rules.queueing == "global_fifo" or rules.dispatch_interval_s > 0
         self._table = RoutingTable(0)
         self._models: dict[str, ModelRoute] = {}
@@ -349,8 +352,9 @@ class RequestRouter:
             course.begin = now
             return free[choose_replica(loads, [route.uid for route in free], 0, len(free), -1.0)]
         inputs, outputs = self._tokens(course)
+        came = max(course.sent, now - self._way_in_s)
         assignment = self._scheduler.place(
-            request.model, now, request.slo, inputs, outputs, course.sent, excluded=excluded
+            request.model, came, request.slo, inputs, outputs, course.sent, excluded=excluded
         )
         if assignment is None:
             return None

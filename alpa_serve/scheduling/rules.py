@@ -17,6 +17,10 @@ CHOICES = {
 }
 """What each rule can be."""
 
+WAY_IN_SHARE = 5 / 11
+"""Share of `fixed_overhead_s` that a request has behind it when a controller places it on a group: 5 ms of AlpaServe's
+11 ms."""
+
 _SECONDS = ("fixed_overhead_s", "dispatch_interval_s", "request_overhead_s", "idle_penalty_s")
 
 
@@ -118,7 +122,7 @@ def check_rules(rules: object) -> ServingRules:
 ALPASERVE = ServingRules()
 """What AlpaServe's simulator takes for granted (Z. Li et al., AlpaServe, OSDI 2023)."""
 
-RUNTIME = ServingRules(stage_penalty=0.0, fixed_overhead_s=0.005)
+RUNTIME = ServingRules(stage_penalty=0.0, fixed_overhead_s=0.006)
 """What the runtime of this package takes for granted: stages take their profiled time, and a request spends some more
 on its way through the HTTP server, to its group and back (``benchmarks/served_against_simulated.py`` measures it).
 """

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alpa_serve.scheduling.rules import WAY_IN_SHARE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from alpa_serve.scheduling import ServingRules
 
-HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE, RESPONSE_SHARE = 2.5 / 11, 2.5 / 11, 5 / 11, 1 / 11
+HTTP_SHARE, DISPATCH_SHARE, GROUP_SHARE, RESPONSE_SHARE = WAY_IN_SHARE / 2, WAY_IN_SHARE / 2, 5 / 11, 1 / 11
 """How `fixed_overhead_s` (AlpaServe's 11 ms) is spent: 2.5 ms to the controller, 2.5 ms in it, 5 ms to the group and in
 its manager, 1 ms back. The first three are AlpaServe's figures."""
 
