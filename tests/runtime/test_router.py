@@ -70,6 +70,29 @@ def test_a_model_goes_by_requests_in_flight_if_one_of_its_replicas_has_no_timing
     virtually(run)
 
 
+def test_the_way_in_is_part_of_the_overhead_and_not_counted_twice(virtually):
+    async def run():
+        # 44 ms beside a second of service, of which 20 ms are behind a request when it comes
+        bench = Bench(ServingRules(stage_penalty=0.0, fixed_overhead_s=0.044))
+        bench.add(1, FakeGroup("g"), {"a": ONE_SECOND})
+        bench.publish()
+        for on_its_way, slo, admitted in [
+            (0.0, 1.045, True),
+            (0.0, 1.043, False),
+            (0.02, 1.045, True),
+            (0.03, 1.053, False),
+            (0.03, 1.055, True),
+        ]:
+            await wait_until(now() + 10.0)
+            task = bench.ask(slo=slo, submit_time=UNIX_TIME + now() - on_its_way)
+            if admitted:
+                assert await task == "g"
+            else:
+                assert isinstance(await error_of(task), RequestRejectedError)
+
+    virtually(run)
+
+
 def test_the_slo_counts_from_when_the_request_was_sent(virtually):
     async def run():
         bench = Bench()
