@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from functools import cache, partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -268,6 +269,8 @@ class LocalRay:
     options = MappingProxyType({})
 
     def __init__(self):
+        # replays have multiprocessing start it, and it lives as long as this process
+        resource_tracker.ensure_running()
         self._earlier = _descendants()
         self._started = set()
 
