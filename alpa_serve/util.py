@@ -75,7 +75,7 @@ def add_sync_method(actor: Any, method_names: Sequence[str]) -> None:
 
     Notes
     -----
-    ``sync()`` raises the first error among the calls it waited for; they are not waited for again.
+    ``sync()`` waits for all of them, then raises the first error among them; they are not waited for again.
     """
     pending: list[Any] = []
     for name in method_names:
@@ -86,7 +86,14 @@ def add_sync_method(actor: Any, method_names: Sequence[str]) -> None:
 
         waiting = pending.copy()
         pending.clear()
-        ray.get(waiting)
+        errors = []
+        for reference in waiting:
+            try:
+                ray.get(reference)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     actor.sync = sync
 

@@ -176,7 +176,25 @@ def test_sync_waits_once_for_the_earlier_calls_of_the_named_methods(waited_for):
     actor.sync()
     actor.sync()
     assert work.calls == [((1,), {"key": 2}), ((), {})]
-    assert waited_for == [["reference 1", "reference 2"], []]
+    assert waited_for == ["reference 1", "reference 2"]
+
+
+def test_sync_waits_for_all_calls_before_it_raises_the_first_error(waited_for, monkeypatch):
+    def get(reference):
+        waited_for.append(reference)
+        if reference != "reference 2":
+            raise ValueError(reference)
+
+    monkeypatch.setattr(sys.modules["ray"], "get", staticmethod(get))
+    actor = FakeActor()
+    add_sync_method(actor, ["work"])
+    for _ in range(3):
+        actor.work.remote()
+    with pytest.raises(ValueError, match="reference 1"):
+        actor.sync()
+    assert waited_for == ["reference 1", "reference 2", "reference 3"]
+    actor.sync()
+    assert len(waited_for) == 3
 
 
 @pytest.mark.slow

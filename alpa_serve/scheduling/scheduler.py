@@ -157,6 +157,37 @@ class Scheduler:
             # a group that comes back under this number begins anew; the one queue belongs to all groups
             self._last_begin.pop(group_id, None)
 
+    def give_back(self, assignment: Assignment, now: float) -> None:
+        """Free the stages of a group for what was placed on them and will not be served: it failed.
+
+        What was placed after it is taken to be done so much earlier. Without effect if the group is gone.
+
+        Parameters
+        ----------
+        assignment : Assignment
+            One that was admitted.
+        now : float
+            Seconds: no stage is free before.
+        """
+        clocks = self._clocks.get(assignment.group_id)
+        if clocks is None:
+            return
+        seconds = assignment.stage_latency
+        if self._exclusive:
+            seconds = (sum(seconds),) * len(seconds)
+        for k, unused in enumerate(seconds):
+            clocks[k] = max(min(clocks[k], now), clocks[k] - unused)
+        until = self._busy_until[assignment.group_id]
+        self._busy_until[assignment.group_id] = max(min(until, now), until - seconds[-1])
+
+    def set_idle(self, group_id: int, now: float) -> None:
+        """Take note that a group has nothing to do any more, however long it was to be busy."""
+        clocks = self._clocks.get(group_id)
+        if clocks is None:
+            return
+        clocks[:] = [min(clock, now) for clock in clocks]
+        self._busy_until[group_id] = min(self._busy_until[group_id], now)
+
     def groups_of(self, model: Hashable) -> Sequence[int]:
         """Return the groups that have a replica of `model`, ascending."""
         return self._groups_of.get(model, ())

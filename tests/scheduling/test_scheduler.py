@@ -264,3 +264,34 @@ def test_what_is_not_there_cannot_be_removed():
         scheduler.remove_replica("a", 7)
     with pytest.raises(InvalidPlacementError, match=r"no group 7; groups: \[0\]"):
         scheduler.remove_group(7)
+
+
+@pytest.mark.parametrize(("execution", "third"), [("pipelined", (1.0, 5.0)), ("exclusive", (3.0, 6.0))])
+def test_what_failed_gives_its_time_back_to_what_comes_next(execution, third):
+    scheduler = scheduler_of(replace(PLAIN, execution=execution), [1.0, 2.0])
+    _, failed = scheduler.place("a", 0.0, np.inf), scheduler.place("a", 0.0, np.inf)
+    scheduler.give_back(failed, 0.0)
+    assert scheduler.place("a", 0.0, np.inf)[2:4] == third == failed[2:4]
+
+
+def test_time_that_has_passed_is_not_given_back():
+    scheduler = scheduler_of(PLAIN, [1.0, 2.0])
+    scheduler.give_back(scheduler.place("a", 0.0, np.inf), 2.5)
+    assert scheduler.place("a", 2.5, np.inf)[2:4] == (2.5, 5.5)
+
+
+def test_a_group_that_has_nothing_to_do_is_free_whatever_it_was_to_do():
+    scheduler = scheduler_of(PLAIN, [1.0, 2.0], [4.0])
+    for _ in range(5):
+        scheduler.place("a", 0.0, np.inf)
+    scheduler.set_idle(0, 1.5)
+    assert scheduler.place("a", 1.5, np.inf)[:4] == (0, True, 1.5, 4.5)
+
+
+def test_a_group_that_is_gone_takes_nothing_back():
+    scheduler = scheduler_of(PLAIN, [1.0])
+    placed = scheduler.place("a", 0.0, np.inf)
+    scheduler.remove_group(0)
+    scheduler.give_back(placed, 0.0)
+    scheduler.set_idle(0, 0.0)
+    assert scheduler.place("a", 0.0, np.inf) is None

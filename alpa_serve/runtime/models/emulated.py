@@ -146,16 +146,11 @@ class EmulatedModel:
             return answer | {"idx": request["idx"]} if "idx" in request else answer
         return {
             "text": placeholder_text(output_tokens),
-            "usage": {
-                "prompt_tokens": input_tokens,
-                "completion_tokens": output_tokens,
-                "total_tokens": input_tokens + output_tokens,
-            },
-            "finish_reason": "length",
+            **_ending(input_tokens, output_tokens),
         }
 
-    async def stream_request(self, request: ServeRequest) -> AsyncIterator[str]:
-        """Yield the text as it would come: the first token after the prefill, the last at the end.
+    async def stream_request(self, request: ServeRequest) -> AsyncIterator[str | dict[str, Any]]:
+        """Yield the text as it would come: the first token after the prefill, the last at the end; then its usage.
 
         The share of the prefill is that of the profile's prefill and decode times for the request's own tokens, where
         it has them; else tokens are spread evenly. Tokens that come within 10 ms are one piece. Closing the iterator
@@ -176,6 +171,7 @@ class EmulatedModel:
             yield placeholder_text(tokens, goes_on=goes_on)
             goes_on = True
         await devices.sleep_until(service.end)
+        yield {"text": "", **_ending(input_tokens, output_tokens)}
 
     async def warmup(self) -> float | None:
         """Serve a request of one token alone, and return its service time by the profiled one.
@@ -223,3 +219,13 @@ class EmulatedModel:
             if whole_s > 0:
                 return known.first_token_s(input_tokens) / whole_s
         return 1 / max(output_tokens, 1)
+
+
+def _ending(input_tokens: int, output_tokens: int) -> dict[str, Any]:
+    """Return what follows the text of an answer."""
+    usage = {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+    }
+    return {"usage": usage, "finish_reason": "length"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from alpa_serve.errors import (
+    GroupLostError,
     InvalidConfigError,
     InvalidProfileError,
     InvalidRequestError,
@@ -43,6 +44,8 @@ LONGEST_MESSAGE = 200
 MOST_CONNECTIONS = 1024
 """Connections of a model to its server; requests beyond them wait."""
 
+# clients know the model by another name than the server, whose own is not for them
+_BEHIND = "the server behind the model"
 _LARGEST_ERROR_BYTES = 64 << 10
 _CONNECT_TIMEOUT_S = 10.0
 # uvicorn, which these servers run on, closes a connection after 5 s without a request
@@ -134,7 +137,9 @@ class OpenAICompatibleModel:
         RequestTimeoutError
             If the answer does not come in time.
         ModelFailedError
-            If the server fails, cannot be reached, refuses the runtime (401, 403, 404, 405) or answers something else.
+            If the server fails, refuses the runtime (401, 403, 404, 405) or answers something else.
+        GroupLostError
+            If it cannot be reached, or breaks off: another replica may do better.
         """
         endpoint, body = _forwarded(request, self.model)
         answer = await self._answer_of(endpoint, body)
@@ -145,7 +150,7 @@ class OpenAICompatibleModel:
 
         Raises
         ------
-        InvalidRequestError, OverloadedError, RequestTimeoutError, ModelFailedError
+        InvalidRequestError, OverloadedError, RequestTimeoutError, ModelFailedError, GroupLostError
             As ``handle_request`` does; the last two also between chunks.
         """
         endpoint, body = _forwarded(request, self.model, stream=True)
@@ -223,11 +228,9 @@ class OpenAICompatibleModel:
                 yield response
         # on Python 3.10 this is not the built-in TimeoutError
         except asyncio.TimeoutError:
-            raise RequestTimeoutError(
-                f"the server behind model {self.model!r} did not answer in time (timeout_s={self.timeout_s:g})"
-            ) from None
+            raise RequestTimeoutError(f"{_BEHIND} did not answer in time (timeout_s={self.timeout_s:g})") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise self._failure(f"cannot be reached or broke off ({type(error).__name__})") from error
+            raise GroupLostError(f"{_BEHIND} cannot be reached or broke off ({type(error).__name__})") from error
 
     def _open_session(self) -> aiohttp.ClientSession:
         """Return the session; it belongs to the event loop that runs at the first request."""
@@ -256,7 +259,7 @@ class OpenAICompatibleModel:
         except ModelFailedError:
             message = response.reason or "no message"
         if status in (429, 503):
-            return OverloadedError(f"the server behind model {self.model!r} takes no request now: {_short(message)}")
+            return OverloadedError(f"{_BEHIND} takes no request now: {_short(message)}")
         if 400 <= status < 500 and status not in _MISCONFIGURED:
             return InvalidRequestError(_short(message))
         return self._failure(f"answered {status}: {_short(message)}")
@@ -271,7 +274,7 @@ class OpenAICompatibleModel:
         return answer
 
     def _failure(self, what: str) -> ModelFailedError:
-        return ModelFailedError(f"the server behind model {self.model!r} {what}")
+        return ModelFailedError(f"{_BEHIND} {what}")
 
 
 def _checked_url(base_url: object) -> str:

@@ -42,9 +42,12 @@ def by_tokens(prompt_tokens=None, latency_s=2.0, config=ONE):
 
 
 async def streamed(model, request):
-    """Return [(when, piece)]."""
+    """Return [(when, piece of text)], after checking that the last piece says how many tokens it were."""
     loop = asyncio.get_running_loop()
-    return [(loop.time(), piece) async for piece in model.stream_request(request)]
+    *pieces, (_, ending) = [(loop.time(), piece) async for piece in model.stream_request(request)]
+    assert (ending["text"], ending["finish_reason"]) == ("", "length")
+    assert ending["usage"]["completion_tokens"] == request.output_tokens
+    return pieces
 
 
 def completion(output_tokens, input_tokens=8):

@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 
 from alpa_serve.errors import (
+    GroupLostError,
     InvalidConfigError,
     InvalidProfileError,
     InvalidRequestError,
@@ -251,9 +252,9 @@ def test_a_server_that_breaks_off_or_is_not_there_has_failed():
 
     async def main():
         async with model_before(break_off) as (model, _):
-            with pytest.raises(ModelFailedError, match="broke off"):
+            with pytest.raises(GroupLostError, match="broke off"):
                 await model.handle_request(completion(prompt="Hi"))
-        with pytest.raises(ModelFailedError, match="cannot be reached") as raised:
+        with pytest.raises(GroupLostError, match="cannot be reached") as raised:
             await model.handle_request(completion(prompt="Hi"))
         assert "127.0.0.1" not in str(raised.value)
         await model.close()
