@@ -187,6 +187,8 @@ class Scheduler:
             return
         clocks[:] = [min(clock, now) for clock in clocks]
         self._busy_until[group_id] = min(self._busy_until[group_id], now)
+        if not self._one_queue:
+            self._last_begin[group_id] = min(self._last_begin[group_id], now)
 
     def groups_of(self, model: Hashable) -> Sequence[int]:
         """Return the groups that have a replica of `model`, ascending."""
