@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from alpa_serve.errors import GroupLostError, ModelFailedError, RequestTimeoutError
 from alpa_serve.runtime.group_manager import GroupManager
 from alpa_serve.runtime.origin import NAMESPACE
-from alpa_serve.runtime.ray_calls import future_of, is_alive
+from alpa_serve.runtime.ray_calls import future_of
 from alpa_serve.runtime.reply import Reply
 from alpa_serve.runtime.routing_table import GroupDiedError
 
@@ -127,12 +127,12 @@ class GroupProcess:
         await self.actor.ping.remote()
 
     async def find(self, uid: int) -> bool:
-        """Take up the process that runs already; return whether there is one that answers."""
+        """Take up the process that runs already; return whether there is one, which may be busy, or just dying."""
         try:
             self.actor = await asyncio.to_thread(ray.get_actor, self.actor_name(uid), NAMESPACE)
         except ValueError:
             return False
-        return await is_alive(self.actor)
+        return True
 
     def kill(self) -> None:
         """End the process at once; its devices stay set aside."""
