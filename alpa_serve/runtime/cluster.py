@@ -26,7 +26,6 @@ from alpa_serve.runtime.keyed_tasks import KeyedTasks
 from alpa_serve.runtime.peers import find_peers, newest_snapshot
 from alpa_serve.runtime.ray_calls import cause_of, free_resources, is_alive, pickled_by_value
 from alpa_serve.runtime.router_supervisor import RouterSupervisor
-from alpa_serve.scheduling.registry import CreateInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -204,7 +203,9 @@ class Cluster:
         group.uid = self.state.new_number()
         await group.process.start(group.uid, group.group_id, self._rules, self.settings.devices_timeout_s)
         for name, known in group.replicas.items():
-            known.timing = await self._create(group, name, known.pickled)
+            # one whose model was deleted is about to go, too
+            if name in self.state.models:
+                known.timing = await self._create(group, name, known.pickled)
         group.state = UP
 
     # ---- replicas ---------------------------------------------------------------------------------------------------
@@ -229,17 +230,14 @@ class Cluster:
             raise InvalidPlacementError(f"group {group.group_id} has a replica of {name!r} already")
         if name not in self.state.models:
             raise InvalidPlacementError(f"replica of {name!r}: the model was deleted meanwhile")
-        info = self.state.models[name].create_info
-        complete = CreateInfo(
-            info.model_def, (*info.init_args, *(args or ())), {**info.init_kwargs, **dict(kwargs or {})}
-        )
-        pickled = pickled_by_value(complete)
-        timing = await self._create(group, name, pickled)
-        group.replicas[name] = ReplicaInfo(pickled, timing)
+        appended = pickled_by_value((tuple(args or ()), dict(kwargs or {})))
+        timing = await self._create(group, name, appended)
+        group.replicas[name] = ReplicaInfo(appended, timing)
 
-    async def _create(self, group: GroupInfo, name: str, pickled: bytes) -> ReplicaTiming | None:
+    async def _create(self, group: GroupInfo, name: str, appended: bytes) -> ReplicaTiming | None:
+        create = group.process.actor.create_replica.remote
         try:
-            timing: ReplicaTiming | None = await group.process.actor.create_replica.remote(name, pickled)
+            timing: ReplicaTiming | None = await create(name, self.state.models[name].pickled, appended)
         except RayActorError as error:
             raise GroupLostError(f"group {group.group_id} died while it made a replica of {name!r}") from error
         except RayTaskError as error:

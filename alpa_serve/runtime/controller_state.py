@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray.cloudpickle
@@ -36,10 +36,16 @@ class ModelInfo:
         How a replica is made.
     created : int
         Unix seconds of its registration.
+    pickled : bytes
+        What is kept of `create_info`: it goes into every snapshot, and arguments may be large or slow to pickle.
     """
 
-    create_info: CreateInfo
+    create_info: InitVar[CreateInfo]
     created: int
+    pickled: bytes = field(init=False, repr=False)
+
+    def __post_init__(self, create_info: CreateInfo) -> None:
+        self.pickled = pickled_by_value(create_info)
 
 
 @dataclass
@@ -49,7 +55,7 @@ class ReplicaInfo:
     Attributes
     ----------
     pickled : bytes
-        Its CreateInfo, with what was appended for this group.
+        The positional and the keyword arguments that were appended for this group, to those of the model.
     timing : ReplicaTiming or None
         As it said itself.
     latency_scale : float

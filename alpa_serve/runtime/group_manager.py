@@ -76,14 +76,16 @@ class GroupManager:
         self._snapshots = SnapshotKeeper()
         self._watch = asyncio.get_running_loop().create_task(exit_if_orphaned(origin, placement_group_name))
 
-    async def create_replica(self, name: str, pickled: bytes) -> ReplicaTiming | None:
+    async def create_replica(self, name: str, pickled: bytes, appended: bytes) -> ReplicaTiming | None:
         """Make a replica of a model; it replaces one that is there.
 
         Parameters
         ----------
         name : str
         pickled : bytes
-            The :class:`~alpa_serve.scheduling.registry.CreateInfo`, from the controller.
+            The model's :class:`~alpa_serve.scheduling.registry.CreateInfo`, from the controller.
+        appended : bytes
+            Positional and keyword arguments, a pickled pair, to append to those of the model.
 
         Returns
         -------
@@ -98,8 +100,9 @@ class GroupManager:
         # the controller knows of none: one that is here was made for a controller that died meanwhile
         await self.delete_replica(name)
         info = ray.cloudpickle.loads(pickled)
+        args, kwargs = ray.cloudpickle.loads(appended)
         # in a thread: loading a model can take minutes, in which the others are to answer
-        replica = await asyncio.to_thread(info.model_def, *info.init_args, **info.init_kwargs)
+        replica = await asyncio.to_thread(info.model_def, *info.init_args, *args, **{**info.init_kwargs, **kwargs})
         if not callable(getattr(replica, "handle_request", None)):
             raise InvalidConfigError(
                 f"model {name!r}: {info.model_def!r} makes a {type(replica).__name__}, which has no handle_request"

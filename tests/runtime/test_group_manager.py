@@ -16,6 +16,8 @@ from alpa_serve.scheduling.registry import CreateInfo
 
 CLOSED = []
 
+NOTHING = pickled_by_value(((), {}))
+
 
 @pytest.fixture(autouse=True)
 def no_controller(monkeypatch):
@@ -77,7 +79,7 @@ def managed(work, **models):
     async def run():
         manager = GroupManager(4, None, RUNTIME, Origin("controller", "0"))
         timings = {
-            name: await manager.create_replica(name, pickled_by_value(CreateInfo(made)))
+            name: await manager.create_replica(name, pickled_by_value(CreateInfo(made)), NOTHING)
             for name, made in models.items()
         }
         return await work(manager), timings
@@ -148,6 +150,19 @@ def test_a_replica_that_goes_is_closed_however_it_closes():
     assert CLOSED == ["hello", "streaming"]
 
 
+def test_arguments_of_a_group_are_appended_to_those_of_the_model():
+    def model_of(*args, **kwargs):
+        return Model((args, kwargs))
+
+    async def run():
+        manager = GroupManager(4, None, RUNTIME, Origin("controller", "0"))
+        model = pickled_by_value(CreateInfo(model_of, (1,), {"a": 1, "b": 1}))
+        await manager.create_replica("m", model, pickled_by_value(((2,), {"b": 2})))
+        return await manager.handle_request("m", ServeRequest({"model": "m"}))
+
+    assert asyncio.run(run()).answer == ((1, 2), {"a": 1, "b": 2})
+
+
 def test_what_cannot_handle_requests_is_refused():
     with pytest.raises(InvalidConfigError, match=r"model 'm': .* makes a Handless, which has no handle_request"):
         managed(None, m=Handless)
@@ -157,7 +172,7 @@ def test_the_times_of_a_replica_are_its_latencies_or_unknown():
     async def run():
         manager = GroupManager(4, None, RUNTIME, Origin("controller", "0"))
         made = [pickled_by_value(CreateInfo(model)) for model in (Profiled, Model)]
-        return [await manager.create_replica(str(i), pickled) for i, pickled in enumerate(made)]
+        return [await manager.create_replica(str(i), pickled, NOTHING) for i, pickled in enumerate(made)]
 
     assert asyncio.run(run()) == [ReplicaTiming((0.004, 0.006)), None]
 
