@@ -269,19 +269,37 @@ class Cluster:
             logger.info("group %d died; its replica of %r is gone with it", group.group_id, name)
 
     async def warm_up(self, group: GroupInfo) -> None:
-        """Measure how long the replicas of a group take in proportion to their profiles."""
+        """Measure how long the replicas of a group take in proportion to their profiles.
+
+        No request goes to the group meanwhile: others would be measured along. Those that it has been given are waited
+        for. One that has no other group to go to waits, up to ``settings.recovery_timeout_s``.
+        """
         if group.state != UP:
             # its lock may be held for long
             return
         async with group.lock:
-            for name, known in group.replicas.items():
-                try:
-                    scale = await group.process.actor.warmup.remote(name)
-                except RayError as error:
-                    logger.warning("model %r could not be warmed up in group %d", name, group.group_id, exc_info=error)
-                    continue
-                if scale is not None:
-                    known.latency_scale = scale
+            if group.state != UP or not group.is_wanted:
+                return
+            group.is_aside = True
+            try:
+                await self.publish()
+                await self._router.drained(group.uid, None)
+                for name, known in group.replicas.items():
+                    await self._measure(group, name, known)
+            finally:
+                group.is_aside = False
+                await self.publish()
+
+    async def _measure(self, group: GroupInfo, name: str, known: ReplicaInfo) -> None:
+        if group.state != UP:
+            return
+        try:
+            scale = await group.process.actor.warmup.remote(name)
+        except RayError as error:
+            logger.warning("model %r could not be warmed up in group %d", name, group.group_id, exc_info=error)
+            return
+        if scale is not None:
+            known.latency_scale = scale
 
     # ---- faults -----------------------------------------------------------------------------------------------------
 

@@ -306,7 +306,8 @@ class Controller:
     async def warmup(self) -> dict[str, dict[int, float]]:
         """Measure by requests of their own how long replicas take, in proportion to their profiles.
 
-        Requests are scheduled by that from then on.
+        Requests are scheduled by that from then on. One group after the other is measured, and takes no other requests
+        meanwhile: those for a model that no other group holds wait, up to ``recovery_timeout_s``.
 
         Returns
         -------
@@ -314,8 +315,8 @@ class Controller:
             Model -> group -> measured / profiled time; 1 where a model does not tell.
         """
         cluster = await self._ready()
-        await asyncio.gather(*(cluster.warm_up(group) for group in cluster.state.groups.values()))
-        await cluster.publish()
+        for group in list(cluster.state.groups.values()):
+            await cluster.warm_up(group)
         return self._latency_scales()
 
     # ---- the controller itself --------------------------------------------------------------------------------------

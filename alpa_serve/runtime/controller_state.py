@@ -94,6 +94,8 @@ class GroupInfo:
         How often its process was started anew.
     is_wanted : bool
         False once it is to go.
+    is_aside : bool
+        True while it is up, but no request is to go to it.
     lock : asyncio.Lock
         Held by whoever changes its process or replicas.
     """
@@ -107,6 +109,7 @@ class GroupInfo:
     state: str = STARTING
     num_restarts: int = 0
     is_wanted: bool = True
+    is_aside: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,7 +119,8 @@ class GroupInfo:
         }
 
     def restore(self, origin: Origin) -> None:
-        """Make what a pickle lacks."""
+        """Make what a pickle lacks, and forget what its controller was about to do with it."""
+        self.is_aside = False
         self.lock = asyncio.Lock()
         self.process = GroupProcess(origin, self.__dict__.pop("slot"), self.shape, self.__dict__.pop("bundles"))
 
@@ -184,7 +188,7 @@ class ControllerState:
                 )
                 for group in self.all_groups()
                 # a restored group has no process before it was looked for
-                if group.state == UP and group.process.actor is not None
+                if group.state == UP and not group.is_aside and group.process.actor is not None
             ),
             len(self.groups),
         )

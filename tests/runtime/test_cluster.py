@@ -190,3 +190,38 @@ def test_a_router_that_was_out_of_reach_is_told_what_it_missed():
         assert len(router.args_of("apply")) == 3
 
     run(work, {0: (FakeProcess(), "a")}, router=router)
+
+
+def test_a_group_takes_no_requests_while_it_is_measured_and_has_answered_all_before():
+    router = FakeActor(drained=True)
+    order = []
+
+    def routed():
+        table, _ = router.args_of("apply")[-1]
+        return [route.group_id for route in table.groups]
+
+    async def measure():
+        order.append((len(router.args_of("drained")), routed()))
+        return 2.0
+
+    async def work(cluster):
+        await cluster.warm_up(cluster.state.groups[0])
+        assert order == [(1, [1])]
+        assert routed() == [0, 1]
+        assert cluster.state.groups[0].replicas["a"].latency_scale == 2.0
+        assert cluster.state.groups[1].replicas["a"].latency_scale == 1.0
+
+    run(work, {0: (FakeProcess(warmup=measure), "a"), 1: (FakeProcess(warmup=measure), "a")}, router=router)
+
+
+@pytest.mark.parametrize("end", [RayActorError(), RayError("it broke")])
+def test_a_group_takes_requests_again_though_it_could_not_be_measured(end):
+    router = FakeActor(drained=True)
+
+    async def work(cluster):
+        await cluster.warm_up(cluster.state.groups[0])
+        table, _ = router.args_of("apply")[-1]
+        assert [route.group_id for route in table.groups] == [0]
+        assert cluster.state.groups[0].replicas["a"].latency_scale == 1.0
+
+    run(work, {0: (FakeProcess(warmup=end), "a")}, router=router)

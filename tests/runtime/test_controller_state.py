@@ -189,3 +189,11 @@ def test_what_models_are_made_of_is_pickled_once_however_often_the_state_is_told
     sizes = [len(state.publish()[1].pickled) for _ in range(3)]
     assert Large.times == 1
     assert max(sizes) < 150_000
+
+
+def test_requests_do_not_go_to_a_group_that_is_put_aside_until_a_successor_comes(state):
+    state.groups[4].is_aside = True
+    table, snapshot = state.publish()
+    assert [route.group_id for route in table.groups] == [1]
+    assert table.num_groups == 3
+    assert not ControllerState.restored(snapshot, ORIGIN).groups[4].is_aside
