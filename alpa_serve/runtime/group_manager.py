@@ -121,6 +121,14 @@ class GroupManager:
             if inspect.isawaitable(closing):
                 await closing
 
+    async def close(self) -> None:
+        """Let go of all replicas; those that cannot be closed are logged."""
+        names = list(self._replicas)
+        ends = await asyncio.gather(*map(self.delete_replica, names), return_exceptions=True)
+        for name, end in zip(names, ends, strict=True):
+            if isinstance(end, Exception):
+                logger.warning("model %r in group %d could not be closed", name, self._group_id, exc_info=end)
+
     async def warmup(self, name: str) -> float | None:
         """Have a replica answer requests of its own, for its first one may take longer than all others.
 

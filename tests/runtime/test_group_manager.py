@@ -150,6 +150,18 @@ def test_a_replica_that_goes_is_closed_however_it_closes():
     assert CLOSED == ["hello", "streaming"]
 
 
+def test_all_replicas_of_a_group_that_goes_are_closed_though_one_cannot_be(caplog):
+    CLOSED.clear()
+
+    class Stuck(Model):
+        def close(self):
+            raise KeyError("it is stuck")
+
+    managed(GroupManager.close, m=Model, stuck=Stuck, s=Streaming)
+    assert sorted(CLOSED) == ["hello", "streaming"]
+    assert "model 'stuck' in group 4 could not be closed" in caplog.text
+
+
 def test_arguments_of_a_group_are_appended_to_those_of_the_model():
     def model_of(*args, **kwargs):
         return Model((args, kwargs))
