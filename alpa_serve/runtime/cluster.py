@@ -99,6 +99,10 @@ class Cluster:
             await asyncio.to_thread(remove_placement_group, devices[name])
         found = await asyncio.gather(*(group.process.find(group.uid) for group in groups))
         lost = [group for group, is_there in zip(groups, found, strict=True) if not is_there or group.state != UP]
+        for group in groups:
+            if group not in lost:
+                # a replica that was made, but not noted any more, has no place there; the group may be busy
+                group.process.actor.retain.remote(list(group.replicas))
         for group in lost:
             group.state = RESTARTING
         if newest is None:
