@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 STARTING, UP, RESTARTING = "starting", "up", "restarting"
 """What a group can be; requests go only to those that are up."""
 
+VERSIONS_PER_RUN = 1 << 32
+"""By how much the versions of a successor are beyond the newest that it found: its predecessor may have told newer ones
+that none of the processes it found has kept."""
+
 
 @dataclass
 class ModelInfo:
@@ -200,4 +204,5 @@ class ControllerState:
         state: ControllerState = ray.cloudpickle.loads(snapshot.pickled)
         for group in state.all_groups():
             group.restore(origin)
+        state._version = snapshot.version + VERSIONS_PER_RUN
         return state
