@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from alpa_serve.device_layout import check_shape
-from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidPlacementError, ServingError
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, ServingError
 from alpa_serve.runtime.cluster import Cluster
 from alpa_serve.runtime.controller_state import ModelInfo
 from alpa_serve.runtime.group_process import bundles_of
@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 HEALTH_INTERVAL_S = 1.0
 """How often the controller looks whether every process is alive."""
+
+RESTART_PAUSE_S = 1.0
+"""How long a restarted controller waits before it tries again to go on where it died."""
 
 ORDER_TIMEOUT_S = 2.0
 """How long a replica waits for the calls that register its model and create its group, sent before."""
@@ -66,16 +69,29 @@ class Controller:
         self._is_closed = False
         self._placement_lock = asyncio.Lock()
         loop = asyncio.get_running_loop()
-        self._started = loop.create_task(self._cluster.start())
+        self._started = loop.create_task(self._start())
         self._health = loop.create_task(self._look_after())
+
+    async def _start(self) -> None:
+        while True:
+            try:
+                await self._cluster.start()
+            except Exception:
+                # at first whoever started the service is told; later nobody is there who could start it again
+                if not ray.get_runtime_context().was_current_actor_reconstructed:
+                    raise
+                logger.exception("the restarted controller could not go on; next try in %g s", RESTART_PAUSE_S)
+            else:
+                return
+            await asyncio.sleep(RESTART_PAUSE_S)
 
     async def _look_after(self) -> None:
         await self._started
         while True:
             await asyncio.sleep(HEALTH_INTERVAL_S)
             try:
-                await self._cluster.check()
-            except (AlpaServeError, ray.exceptions.RayError):
+                self._cluster.check()
+            except Exception:
                 logger.exception("looking after the processes failed; it is tried again")
 
     async def _ready(self) -> Cluster:
@@ -290,7 +306,8 @@ class Controller:
     async def warmup(self) -> dict[str, dict[int, float]]:
         """Measure by requests of their own how long replicas take, in proportion to their profiles.
 
-        Requests are scheduled by that from then on.
+        Requests are scheduled by that from then on. One group after the other is measured, and takes no other requests
+        meanwhile: those for a model that no other group holds wait, up to ``recovery_timeout_s``.
 
         Returns
         -------
@@ -298,8 +315,8 @@ class Controller:
             Model -> group -> measured / profiled time; 1 where a model does not tell.
         """
         cluster = await self._ready()
-        await asyncio.gather(*(cluster.warm_up(group) for group in cluster.state.groups.values()))
-        await cluster.publish()
+        for group in list(cluster.state.groups.values()):
+            await cluster.warm_up(group)
         return self._latency_scales()
 
     # ---- the controller itself --------------------------------------------------------------------------------------

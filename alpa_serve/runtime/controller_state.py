@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray.cloudpickle
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 STARTING, UP, RESTARTING = "starting", "up", "restarting"
 """What a group can be; requests go only to those that are up."""
 
+VERSIONS_PER_RUN = 1 << 32
+"""By how much the versions of a successor are beyond the newest that it found: its predecessor may have told newer ones
+that none of the processes it found has kept."""
+
 
 @dataclass
 class ModelInfo:
@@ -36,10 +40,16 @@ class ModelInfo:
         How a replica is made.
     created : int
         Unix seconds of its registration.
+    pickled : bytes
+        What is kept of `create_info`: it goes into every snapshot, and arguments may be large or slow to pickle.
     """
 
-    create_info: CreateInfo
+    create_info: InitVar[CreateInfo]
     created: int
+    pickled: bytes = field(init=False, repr=False)
+
+    def __post_init__(self, create_info: CreateInfo) -> None:
+        self.pickled = pickled_by_value(create_info)
 
 
 @dataclass
@@ -49,7 +59,7 @@ class ReplicaInfo:
     Attributes
     ----------
     pickled : bytes
-        Its CreateInfo, with what was appended for this group.
+        The positional and the keyword arguments that were appended for this group, to those of the model.
     timing : ReplicaTiming or None
         As it said itself.
     latency_scale : float
@@ -88,6 +98,8 @@ class GroupInfo:
         How often its process was started anew.
     is_wanted : bool
         False once it is to go.
+    is_aside : bool
+        True while it is up, but no request is to go to it.
     lock : asyncio.Lock
         Held by whoever changes its process or replicas.
     """
@@ -101,6 +113,7 @@ class GroupInfo:
     state: str = STARTING
     num_restarts: int = 0
     is_wanted: bool = True
+    is_aside: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,7 +123,8 @@ class GroupInfo:
         }
 
     def restore(self, origin: Origin) -> None:
-        """Make what a pickle lacks."""
+        """Make what a pickle lacks, and forget what its controller was about to do with it."""
+        self.is_aside = False
         self.lock = asyncio.Lock()
         self.process = GroupProcess(origin, self.__dict__.pop("slot"), self.shape, self.__dict__.pop("bundles"))
 
@@ -178,7 +192,7 @@ class ControllerState:
                 )
                 for group in self.all_groups()
                 # a restored group has no process before it was looked for
-                if group.state == UP and group.process.actor is not None
+                if group.state == UP and not group.is_aside and group.process.actor is not None
             ),
             len(self.groups),
         )
@@ -190,4 +204,5 @@ class ControllerState:
         state: ControllerState = ray.cloudpickle.loads(snapshot.pickled)
         for group in state.all_groups():
             group.restore(origin)
+        state._version = snapshot.version + VERSIONS_PER_RUN
         return state

@@ -8,6 +8,7 @@ import logging
 import os
 import statistics
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,7 +21,14 @@ from alpa_serve.errors import (
     ServingError,
 )
 from alpa_serve.runtime.models.emulated_devices import EmulatedDevices
-from alpa_serve.runtime.models.protocol import replica_timing_of
+from alpa_serve.runtime.models.protocol import (
+    ClosableModel,
+    LatencyModel,
+    PlacedModel,
+    StreamingModel,
+    WarmedModel,
+    replica_timing_of,
+)
 from alpa_serve.runtime.origin import exit_if_orphaned
 from alpa_serve.runtime.ray_calls import extend_import_path
 from alpa_serve.runtime.reply import Reply
@@ -29,7 +37,7 @@ from alpa_serve.runtime.snapshots import Snapshot, SnapshotKeeper
 from alpa_serve.scheduling.timing import declared_timing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Sequence
 
     from alpa_serve.device_layout import Shape
     from alpa_serve.runtime.origin import Origin
@@ -72,18 +80,22 @@ class GroupManager:
         self._group_id = group_id
         self._rules = rules
         self._replicas: dict[str, Any] = {}
+        # a call of a controller that died meanwhile and one of its successor may make the same replica
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._devices = EmulatedDevices(shape)
         self._snapshots = SnapshotKeeper()
         self._watch = asyncio.get_running_loop().create_task(exit_if_orphaned(origin, placement_group_name))
 
-    async def create_replica(self, name: str, pickled: bytes) -> ReplicaTiming | None:
+    async def create_replica(self, name: str, pickled: bytes, appended: bytes) -> ReplicaTiming | None:
         """Make a replica of a model; it replaces one that is there.
 
         Parameters
         ----------
         name : str
         pickled : bytes
-            The :class:`~alpa_serve.scheduling.registry.CreateInfo`, from the controller.
+            The model's :class:`~alpa_serve.scheduling.registry.CreateInfo`, from the controller.
+        appended : bytes
+            Positional and keyword arguments, a pickled pair, to append to those of the model.
 
         Returns
         -------
@@ -93,30 +105,54 @@ class GroupManager:
         Raises
         ------
         InvalidConfigError
-            If what was made cannot handle requests.
+            If what was made cannot handle requests, or tells times that are none.
         """
+        async with self._changing[name]:
+            return await self._create(name, pickled, appended)
+
+    async def _create(self, name: str, pickled: bytes, appended: bytes) -> ReplicaTiming | None:
         # the controller knows of none: one that is here was made for a controller that died meanwhile
-        await self.delete_replica(name)
+        await self._delete(name)
         info = ray.cloudpickle.loads(pickled)
+        args, kwargs = ray.cloudpickle.loads(appended)
         # in a thread: loading a model can take minutes, in which the others are to answer
-        replica = await asyncio.to_thread(info.model_def, *info.init_args, **info.init_kwargs)
-        if not callable(getattr(replica, "handle_request", None)):
-            raise InvalidConfigError(
-                f"model {name!r}: {info.model_def!r} makes a {type(replica).__name__}, which has no handle_request"
-            )
-        if hasattr(replica, "place_on"):
-            replica.place_on(self._devices)
-        timing = replica_timing_of(replica, name, self._rules)
+        replica = await asyncio.to_thread(info.model_def, *info.init_args, *args, **{**info.init_kwargs, **kwargs})
+        try:
+            if not callable(getattr(replica, "handle_request", None)):
+                raise InvalidConfigError(
+                    f"model {name!r}: {info.model_def!r} makes a {type(replica).__name__}, which has no handle_request"
+                )
+            if isinstance(replica, PlacedModel):
+                replica.place_on(self._devices)
+            timing = replica_timing_of(replica, name, self._rules)
+        except BaseException:
+            # it must not stay on the devices
+            await _close(replica)
+            raise
         self._replicas[name] = replica
         return timing
 
     async def delete_replica(self, name: str) -> None:
         """Let go of a replica; without effect if there is none."""
-        replica = self._replicas.pop(name, None)
-        if hasattr(replica, "close"):
-            closing = replica.close()
-            if inspect.isawaitable(closing):
-                await closing
+        async with self._changing[name]:
+            await self._delete(name)
+
+    async def _delete(self, name: str) -> None:
+        await _close(self._replicas.pop(name, None))
+
+    async def retain(self, names: Collection[str]) -> None:
+        """Let go of all replicas but these, of those too that are being made: a successor does not know them."""
+        await self._let_go((self._replicas.keys() | self._changing.keys()) - set(names))
+
+    async def close(self) -> None:
+        """Let go of all replicas; those that cannot be closed are logged."""
+        await self._let_go(self._replicas.keys() | self._changing.keys())
+
+    async def _let_go(self, names: Collection[str]) -> None:
+        ends = await asyncio.gather(*map(self.delete_replica, names), return_exceptions=True)
+        for name, end in zip(names, ends, strict=True):
+            if isinstance(end, Exception):
+                logger.warning("model %r in group %d could not be closed", name, self._group_id, exc_info=end)
 
     async def warmup(self, name: str) -> float | None:
         """Have a replica answer requests of its own, for its first one may take longer than all others.
@@ -129,12 +165,13 @@ class GroupManager:
             Seconds that a request takes, in proportion to what its profile says; None if it does not tell.
         """
         replica = self._replicas[name]
-        if hasattr(replica, "warmup"):
+        if isinstance(replica, WarmedModel):
             scale: float | None = await replica.warmup()
             return scale
-        if not hasattr(replica, "get_latency_dict"):
+        declared = replica.get_latency_dict() if isinstance(replica, LatencyModel) else None
+        if declared is None:
             return None
-        profiled_s = sum(declared_timing(name, replica.get_latency_dict()).latency)
+        profiled_s = sum(declared_timing(name, declared).latency)
         seconds = []
         for _ in range(1 + WARM_REQUESTS):
             began = time.monotonic()
@@ -157,7 +194,7 @@ class GroupManager:
     async def stream_request(self, name: str, request: ServeRequest) -> AsyncIterator[Reply]:
         """Have the replica of model `name` answer piece by piece; the whole answer is one if it does not stream."""
         replica = self._replicas.get(name)
-        if replica is None or not hasattr(replica, "stream_request"):
+        if replica is None or not isinstance(replica, StreamingModel):
             yield await self.handle_request(name, request)
             return
         pieces = replica.stream_request(request)
@@ -190,3 +227,11 @@ class GroupManager:
     async def kept(self) -> Snapshot | None:
         """Return the newest that was kept."""
         return self._snapshots.newest
+
+
+async def _close(replica: object) -> None:
+    if isinstance(replica, ClosableModel):
+        # a plain function will do as well
+        closing: object = replica.close()
+        if inspect.isawaitable(closing):
+            await closing

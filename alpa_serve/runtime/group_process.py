@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from alpa_serve.errors import GroupLostError, ModelFailedError, RequestTimeoutError
 from alpa_serve.runtime.group_manager import GroupManager
 from alpa_serve.runtime.origin import NAMESPACE
-from alpa_serve.runtime.ray_calls import future_of, is_alive
+from alpa_serve.runtime.ray_calls import future_of
 from alpa_serve.runtime.reply import Reply
 from alpa_serve.runtime.routing_table import GroupDiedError
 
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 MAX_CONCURRENCY = 100_000
 """Requests that a process may have at the same time; the router's bound is lower, and Ray's default too low."""
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long the models of a group may take to close before its process is ended."""
 
 CPU_SHARE = 0.001
 """CPUs that a bundle without GPUs sets aside: Ray wants some resource in it, and emulated devices need none."""
@@ -127,12 +130,12 @@ class GroupProcess:
         await self.actor.ping.remote()
 
     async def find(self, uid: int) -> bool:
-        """Take up the process that runs already; return whether there is one that answers."""
+        """Take up the process that runs already; return whether there is one, which may be busy, or just dying."""
         try:
             self.actor = await asyncio.to_thread(ray.get_actor, self.actor_name(uid), NAMESPACE)
         except ValueError:
             return False
-        return await is_alive(self.actor)
+        return True
 
     def kill(self) -> None:
         """End the process at once; its devices stay set aside."""
@@ -141,7 +144,9 @@ class GroupProcess:
             self.actor = None
 
     async def release(self) -> None:
-        """End the process, and give its devices back."""
+        """Have the replicas closed, end the process, and give its devices back."""
+        if self.actor is not None:
+            await _close(self.actor)
         self.kill()
         try:
             found = await asyncio.to_thread(get_placement_group, self.placement_group_name)
@@ -162,6 +167,16 @@ class GroupProcess:
             )
         await asyncio.wait_for(future_of(found.ready()), timeout_s)
         return found
+
+
+async def _close(actor: Any) -> None:
+    try:
+        await asyncio.wait_for(future_of(actor.close.remote()), CLOSE_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        logger.warning("the models of a group were not closed within %g s; its process is ended", CLOSE_TIMEOUT_S)
+    except RayError:
+        # they are gone with their process
+        logger.info("the models of a group could not be closed", exc_info=True)
 
 
 class RayGroup:

@@ -1,6 +1,7 @@
 import asyncio
 
 import pytest
+import ray.cloudpickle
 
 from alpa_serve.runtime.controller_state import (
     RESTARTING,
@@ -97,7 +98,7 @@ def test_models_are_placed_if_a_group_is_to_hold_them_or_they_are_expected(state
 
 
 def test_models_are_told_in_the_order_of_registration(state):
-    state.models = {name: ModelInfo(state.models["a"].create_info, k) for k, name in enumerate("ba")}
+    state.models = {name: ModelInfo(CreateInfo(dict), k) for k, name in enumerate("ba")}
     assert [(model.name, model.created) for model in state.publish()[0].models] == [("b", 0), ("a", 1)]
 
 
@@ -119,9 +120,11 @@ def test_each_version_is_newer_also_after_a_restart(state):
     for _ in range(3):
         table, snapshot = state.publish()
         assert table.version == snapshot.version
-        versions.append(table.version)
+        # told to a process that died, so that the successor does not find it
+        lost, _ = state.publish()
+        versions += [table.version, lost.version]
         state = ControllerState.restored(snapshot, ORIGIN)
-    assert versions == [1, 2, 3]
+    assert versions == sorted(set(versions))
 
 
 def test_a_successor_knows_what_the_controller_knew(state):
@@ -170,5 +173,29 @@ def test_models_of_a_program_that_successors_cannot_import_come_along(state):
 
     state.models["local"] = ModelInfo(CreateInfo(Local, (3,), {}), 0)
     restored = ControllerState.restored(state.publish()[1], ORIGIN)
-    info = restored.models["local"].create_info
+    info = ray.cloudpickle.loads(restored.models["local"].pickled)
     assert info.model_def(*info.init_args).number == 3
+
+
+def test_what_models_are_made_of_is_pickled_once_however_often_the_state_is_told(state):
+    class Large:
+        times = 0
+
+        def __reduce__(self):
+            Large.times += 1
+            return bytes, (b"x" * 100_000,)
+
+    state.models["large"] = ModelInfo(CreateInfo(dict, (Large(),), {}), 0)
+    for group_id in range(10, 20):
+        state.groups[group_id] = group_of(state, group_id, ["large"])
+    sizes = [len(state.publish()[1].pickled) for _ in range(3)]
+    assert Large.times == 1
+    assert max(sizes) < 150_000
+
+
+def test_requests_do_not_go_to_a_group_that_is_put_aside_until_a_successor_comes(state):
+    state.groups[4].is_aside = True
+    table, snapshot = state.publish()
+    assert [route.group_id for route in table.groups] == [1]
+    assert table.num_groups == 3
+    assert not ControllerState.restored(snapshot, ORIGIN).groups[4].is_aside

@@ -1,6 +1,7 @@
 """A group's manager without Ray: it makes replicas, and has them answer."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -15,6 +16,8 @@ from alpa_serve.scheduling import RUNTIME, ReplicaTiming
 from alpa_serve.scheduling.registry import CreateInfo
 
 CLOSED = []
+
+NOTHING = pickled_by_value(((), {}))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +80,7 @@ def managed(work, **models):
     async def run():
         manager = GroupManager(4, None, RUNTIME, Origin("controller", "0"))
         timings = {
-            name: await manager.create_replica(name, pickled_by_value(CreateInfo(made)))
+            name: await manager.create_replica(name, pickled_by_value(CreateInfo(made)), NOTHING)
             for name, made in models.items()
         }
         return await work(manager), timings
@@ -148,6 +151,113 @@ def test_a_replica_that_goes_is_closed_however_it_closes():
     assert CLOSED == ["hello", "streaming"]
 
 
+def test_all_replicas_of_a_group_that_goes_are_closed_though_one_cannot_be(caplog):
+    CLOSED.clear()
+
+    class Stuck(Model):
+        def close(self):
+            raise KeyError("it is stuck")
+
+    managed(GroupManager.close, m=Model, stuck=Stuck, s=Streaming)
+    assert sorted(CLOSED) == ["hello", "streaming"]
+    assert "model 'stuck' in group 4 could not be closed" in caplog.text
+
+
+MADE = []
+MAY_GO_ON = {}
+
+
+class Gate(Model):
+    """Is made once its thread may go on."""
+
+    def __init__(self, greeting):
+        super().__init__(greeting)
+        MADE.append(greeting)
+        assert MAY_GO_ON[greeting].wait(20)
+
+
+def gated(greeting, event):
+    # not among the arguments, for an event cannot be pickled
+    MAY_GO_ON[greeting] = event
+    return pickled_by_value(CreateInfo(Gate, (greeting,)))
+
+
+async def begun(greeting):
+    while greeting not in MADE:
+        await asyncio.sleep(0.001)
+
+
+def test_what_a_dead_controller_and_its_successor_both_make_is_made_one_after_the_other():
+    CLOSED.clear()
+    MADE.clear()
+
+    async def work(manager):
+        go_on, open_gate = threading.Event(), threading.Event()
+        open_gate.set()
+        first = asyncio.create_task(manager.create_replica("m", gated("dead", go_on), NOTHING))
+        await begun("dead")
+        second = asyncio.create_task(manager.create_replica("m", gated("successor", open_gate), NOTHING))
+        await asyncio.sleep(0.05)
+        assert MADE == ["dead"]
+        go_on.set()
+        await asyncio.gather(first, second)
+        return await manager.handle_request("m", ServeRequest({"model": "m"}))
+
+    assert managed(work).answer == "successor"
+    assert CLOSED == ["dead"]
+
+
+def test_replicas_that_a_successor_does_not_know_are_closed_those_too_that_are_being_made():
+    CLOSED.clear()
+    MADE.clear()
+
+    async def work(manager):
+        go_on = threading.Event()
+        making = asyncio.create_task(manager.create_replica("late", gated("late", go_on), NOTHING))
+        await begun("late")
+        retaining = asyncio.create_task(manager.retain(["known"]))
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(making, retaining)
+        known = await manager.handle_request("known", ServeRequest({"model": "known"}))
+        lost = [await manager.handle_request(name, ServeRequest({"model": name})) for name in ("s", "late")]
+        return known, lost
+
+    known, lost = managed(work, known=Model, s=Streaming)
+    assert known.answer == "hello"
+    assert [type(reply.error) for reply in lost] == [GroupLostError] * 2
+    assert sorted(CLOSED) == ["late", "streaming"]
+
+
+class Placed(Model):
+    def place_on(self, devices):
+        CLOSED.append("placed")
+
+    def get_latency_dict(self):
+        return {2: [1.0]}
+
+
+def test_a_replica_whose_times_are_none_leaves_the_devices():
+    CLOSED.clear()
+
+    with pytest.raises(InvalidConfigError):
+        managed(None, m=Placed)
+    assert CLOSED == ["placed", "hello"]
+
+
+def test_arguments_of_a_group_are_appended_to_those_of_the_model():
+    def model_of(*args, **kwargs):
+        return Model((args, kwargs))
+
+    async def run():
+        manager = GroupManager(4, None, RUNTIME, Origin("controller", "0"))
+        model = pickled_by_value(CreateInfo(model_of, (1,), {"a": 1, "b": 1}))
+        await manager.create_replica("m", model, pickled_by_value(((2,), {"b": 2})))
+        return await manager.handle_request("m", ServeRequest({"model": "m"}))
+
+    assert asyncio.run(run()).answer == ((1, 2), {"a": 1, "b": 2})
+
+
 def test_what_cannot_handle_requests_is_refused():
     with pytest.raises(InvalidConfigError, match=r"model 'm': .* makes a Handless, which has no handle_request"):
         managed(None, m=Handless)
@@ -157,7 +267,7 @@ def test_the_times_of_a_replica_are_its_latencies_or_unknown():
     async def run():
         manager = GroupManager(4, None, RUNTIME, Origin("controller", "0"))
         made = [pickled_by_value(CreateInfo(model)) for model in (Profiled, Model)]
-        return [await manager.create_replica(str(i), pickled) for i, pickled in enumerate(made)]
+        return [await manager.create_replica(str(i), pickled, NOTHING) for i, pickled in enumerate(made)]
 
     assert asyncio.run(run()) == [ReplicaTiming((0.004, 0.006)), None]
 

@@ -1,5 +1,11 @@
+import asyncio
 import pickle
 
+import pytest
+from cluster_fakes import FakeActor
+from ray.exceptions import RayActorError
+
+from alpa_serve.runtime import group_process
 from alpa_serve.runtime.group_process import GroupProcess, RayGroup, bundles_of
 from alpa_serve.runtime.origin import Origin
 
@@ -38,3 +44,28 @@ def test_names_of_processes_have_the_run_of_their_controller():
     assert process.placement_group_name == "controller:run:devices-3"
     assert process.actor_name(8) == "controller:run:group-8"
     assert pickle.loads(pickle.dumps(ORIGIN)) == ORIGIN
+
+
+async def hang():
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("end", [None, RayActorError(), hang])
+def test_models_are_closed_before_their_process_is_ended_if_they_close_in_time(monkeypatch, end):
+    def no_devices(name):
+        raise ValueError(name)
+
+    async def release():
+        actor = FakeActor(close=end)
+        monkeypatch.setattr("ray.kill", lambda killed: calls.append(killed is actor and len(actor.args_of("close"))))
+        process = GroupProcess(ORIGIN, 3, None, [])
+        process.actor = actor
+        await asyncio.wait_for(process.release(), 20)
+        await process.release()
+        return process.actor
+
+    calls = []
+    monkeypatch.setattr(group_process, "get_placement_group", no_devices)
+    monkeypatch.setattr(group_process, "CLOSE_TIMEOUT_S", 0.05)
+    assert asyncio.run(release()) is None
+    assert calls == [1]

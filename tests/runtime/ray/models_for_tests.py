@@ -19,6 +19,20 @@ class RecordingModel:
         return {"idx": request.get("idx"), "pid": os.getpid()}
 
 
+class SlowModel:
+    """Takes twice what it says."""
+
+    def __init__(self, seconds, *placement):
+        self.seconds = seconds
+
+    async def handle_request(self, request):
+        await asyncio.sleep(2 * self.seconds)
+        return {"idx": request.get("idx")}
+
+    def get_latency_dict(self):
+        return {1: [self.seconds]}
+
+
 class BrokenModel:
     def __init__(self, *placement):
         raise OSError("no such weights")
