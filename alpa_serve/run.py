@@ -137,7 +137,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     from alpa_serve.ray_connection import connect
     from alpa_serve.runtime.deploy import deploy
-    from alpa_serve.runtime.launching import run_controller
+    from alpa_serve.runtime.launching import run_controller, shut_down
     from alpa_serve.runtime.origin import NAMESPACE
 
     connect(ray, None, options.address or os.environ.get("RAY_ADDRESS") or None, namespace=NAMESPACE)
@@ -163,7 +163,11 @@ def _serve(options: argparse.Namespace) -> int:
         code = _wait(controller, stop)
         if code == 0:
             print("answering what was asked; once more to stop at once", flush=True)
-            ray.get(controller.shutdown.remote())
+            try:
+                shut_down(controller)
+            except KeyboardInterrupt:
+                print("stopped before all that was asked was answered", file=sys.stderr)
+                return 130
             print("stopped", flush=True)
         return code
     finally:
@@ -188,12 +192,19 @@ def _wait(controller: Any, stop: threading.Event) -> int:
     """Wait until told to stop, and return 0; 1 if the service is gone before."""
     import ray
 
+    # answered late by a controller that is being restarted, without which requests are served
+    asked = controller.ready.remote()
     while not stop.wait(CHECK_INTERVAL_S):
+        if not ray.wait([asked], timeout=0)[0]:
+            continue
         try:
-            ray.get(controller.ready.remote(), timeout=60)
+            ray.get(asked)
+        except ray.exceptions.ActorUnavailableError:
+            pass
         except ray.exceptions.RayError as error:
             print(f"error: the controller is gone: {error}", file=sys.stderr)
             return 1
+        asked = controller.ready.remote()
     return 0
 
 

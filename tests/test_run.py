@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -74,10 +75,9 @@ def slow_model(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answered(
-    tmp_path, placement_file, slow_model, number
-):
+@contextmanager
+def serving(tmp_path, placement_file, slow_model):
+    """Run the program, of which the model "other" takes two seconds; yield its process and its URL."""
     command = [sys.executable, "-m", "alpa_serve.run", "--port", "0", "--placement", placement_file]
     profiles = ["--profile", f"other=slow@{slow_model}"]
     environment = os.environ | {"ALPA_SERVE_API_KEY": "secret"}
@@ -89,23 +89,62 @@ def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answe
         try:
             line = server.stdout.readline()
             assert line.startswith("serving 2 models in 1 groups at http://127.0.0.1:"), line + server.stderr.read()
-            url = line.split()[-1]
-            with pytest.raises(urllib.error.HTTPError, match="401"):
-                post(url, {"model": "other"}, key="wrong")
-            children = psutil.Process(server.pid).children(recursive=True)
-            answers = []
-            asking = threading.Thread(target=lambda: answers.append(post(url, {"model": "other", "idx": 7})))
-            asking.start()
-            time.sleep(0.5)
-            server.send_signal(number)
-            out, _ = server.communicate()
-            asking.join()
+            yield server, line.split()[-1]
         finally:
             watchdog.cancel()
             server.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answered(
+    tmp_path, placement_file, slow_model, number
+):
+    with serving(tmp_path, placement_file, slow_model) as (server, url):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            post(url, {"model": "other"}, key="wrong")
+        children = psutil.Process(server.pid).children(recursive=True)
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(post(url, {"model": "other", "idx": 7})))
+        asking.start()
+        time.sleep(0.5)
+        server.send_signal(number)
+        out, _ = server.communicate()
+        asking.join()
     assert server.returncode == 0
     assert out.splitlines() == ["answering what was asked; once more to stop at once", "stopped"]
     assert [answer["idx"] for answer in answers] == [7]
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def test_a_signal_ends_the_service_while_its_controller_is_being_restarted(tmp_path, placement_file, slow_model):
+    with serving(tmp_path, placement_file, slow_model) as (server, _):
+        children = psutil.Process(server.pid).children(recursive=True)
+        (controller,) = (child for child in children if "Controller" in "".join(child.cmdline()))
+        controller.kill()
+        server.send_signal(signal.SIGTERM)
+        out, _ = server.communicate()
+    assert server.returncode == 0
+    assert out.splitlines()[-1] == "stopped"
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def test_a_second_signal_says_that_not_all_was_answered(tmp_path, placement_file, slow_model):
+    with serving(tmp_path, placement_file, slow_model) as (server, url):
+        children = psutil.Process(server.pid).children(recursive=True)
+        asking = threading.Thread(target=lambda: pytest.raises(OSError, post, url, {"model": "other"}))
+        asking.start()
+        time.sleep(0.5)
+        server.send_signal(signal.SIGINT)
+        assert server.stdout.readline().startswith("answering what was asked")
+        time.sleep(0.2)
+        server.send_signal(signal.SIGINT)
+        _, said = server.communicate()
+        asking.join()
+    assert server.returncode == 130
+    assert "stopped before all that was asked was answered" in said
+    assert "before the service was up" not in said
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
 

@@ -64,6 +64,7 @@ class Controller:
         self._settings = settings
         self._cluster = Cluster(origin, rules, settings, node_id)
         self._is_closed = False
+        self._ending: asyncio.Task[None] | None = None
         self._placement_lock = asyncio.Lock()
         loop = asyncio.get_running_loop()
         self._started = loop.create_task(self._cluster.start())
@@ -365,11 +366,20 @@ class Controller:
         """Take note of the router's finding that the process of a group is dead."""
         (await self._ready()).lost(uid)
 
+    @ray.method(max_task_retries=-1)
     async def shutdown(self) -> None:
-        """Answer what was asked, then end every process of the service but this one; once only."""
-        if self._is_closed:
-            return
-        cluster = await self._ready()
+        """Answer what was asked, then end every process of the service but this one; return when that is done.
+
+        Whoever calls it again waits for the end, too.
+        """
         self._is_closed = True
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+        # a caller that gives up must not stop it for the others
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        # whether it could start or not: there may be processes of a predecessor
+        await asyncio.wait([self._started])
         self._health.cancel()
-        await cluster.close()
+        await self._cluster.close()

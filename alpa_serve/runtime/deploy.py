@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from alpa_serve.device_layout import group_shape
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
 from alpa_serve.placement import ClusterEnv, ModelPlacement, ModelPlacementWithReplacement
 from alpa_serve.placement_json import read_placement
-from alpa_serve.runtime.launching import CONTROLLER_NAME, run_controller
+from alpa_serve.runtime.launching import CONTROLLER_NAME, run_controller, shut_down
 from alpa_serve.runtime.models.emulated import EmulatedModel
 from alpa_serve.runtime.placement_moves import GroupSpec
 from alpa_serve.runtime.ray_calls import cause_of, free_resources
@@ -122,11 +122,7 @@ class Deployment:
 
     def shutdown(self) -> None:
         """Answer what was asked, and end the service; without effect where it has ended."""
-        try:
-            _get(self.controller.shutdown.remote())
-        except RayActorError:
-            return
-        ray.kill(self.controller)
+        shut_down(self.controller)
 
     def __enter__(self) -> Deployment:
         return self
@@ -209,8 +205,11 @@ def deploy(
         deployment = Deployment(controller, model_datas, cluster_env, defined=defs, with_gpus=with_gpus)
         deployment.apply_placement(first)
     except BaseException:
-        ray.get(controller.shutdown.remote())
-        ray.kill(controller)
+        try:
+            shut_down(controller)
+        except Exception:
+            # what went wrong before is what the caller must see
+            logger.exception("the service was ended before it could be shut down")
         raise
     return deployment
 
