@@ -12,6 +12,7 @@ import ray
 
 from alpa_serve.device_layout import check_shape
 from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidPlacementError, ServingError
+from alpa_serve.runtime.change_lock import ChangeLock
 from alpa_serve.runtime.cluster import Cluster
 from alpa_serve.runtime.controller_state import ModelInfo
 from alpa_serve.runtime.group_process import bundles_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from alpa_serve.device_layout import Shape
+    from alpa_serve.runtime.controller_state import GroupInfo
     from alpa_serve.runtime.origin import Origin
     from alpa_serve.runtime.placement_moves import GroupSpec
     from alpa_serve.runtime.settings import ServerSettings
@@ -65,7 +67,7 @@ class Controller:
         self._cluster = Cluster(origin, rules, settings, node_id)
         self._is_closed = False
         self._ending: asyncio.Task[None] | None = None
-        self._placement_lock = asyncio.Lock()
+        self._changes = ChangeLock()
         loop = asyncio.get_running_loop()
         self._started = loop.create_task(self._cluster.start())
         self._health = loop.create_task(self._look_after())
@@ -121,13 +123,16 @@ class Controller:
             raise InvalidConfigError(f"model {name!r}: model_def must be callable, got {model_def!r}")
         models = cluster.state.models
         check_new_name(name, models, override)
-        is_known = name in models
-        models[name] = ModelInfo(
-            CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {})), int(time.time())
-        )
-        if is_known:
+        create_info = CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {}))
+        if name not in models:
+            # nobody can have a replica of it yet, so it need not wait for other changes
+            models[name] = ModelInfo(create_info, int(time.time()))
+            await cluster.publish()
+            return
+        async with self._changes.shared():
+            models[name] = ModelInfo(create_info, int(time.time()))
             await self._delete_replicas(name)
-        await cluster.publish()
+            await cluster.publish()
 
     async def create_mesh_group_manager(
         self, group_id: int, virtual_mesh_shape: Shape | None = None, num_gpus: int = 0
@@ -152,19 +157,20 @@ class Controller:
         cluster = await self._ready()
         check_int(group_id, "group_id", minimum=0, error=InvalidPlacementError)
         check_real(num_gpus, "num_gpus", minimum=0.0)
-        check_new_group(group_id, cluster.state.groups)
         shape = None if virtual_mesh_shape is None else check_shape(virtual_mesh_shape)
-        group = cluster.new_group(group_id, shape, bundles_of(shape, num_gpus))
-        # known from now on, so that replicas can be asked for before it runs
-        cluster.state.groups[group_id] = group
-        async with group.lock:
-            try:
-                await cluster.start_group(group)
-            except BaseException:
-                if cluster.state.groups.get(group_id) is group:
-                    del cluster.state.groups[group_id]
-                raise
-        await cluster.publish()
+        async with self._changes.shared():
+            check_new_group(group_id, cluster.state.groups)
+            group = cluster.new_group(group_id, shape, bundles_of(shape, num_gpus))
+            # known from now on, so that replicas can be asked for before it runs
+            cluster.state.groups[group_id] = group
+            async with group.lock:
+                try:
+                    await cluster.start_group(group)
+                except BaseException:
+                    if cluster.state.groups.get(group_id) is group:
+                        del cluster.state.groups[group_id]
+                    raise
+            await cluster.publish()
 
     async def create_replica(
         self,
@@ -183,14 +189,21 @@ class Controller:
             If the model cannot be made; the message has its error.
         """
         cluster = await self._ready()
-        await self._let_earlier_calls_begin(name, group_id)
-        check_replica(name, group_id, cluster.state.models, cluster.state.groups)
-        group = cluster.state.groups[group_id]
-        async with group.lock:
-            # its group may have failed to start meanwhile
-            check_replica(name, group_id, cluster.state.models, cluster.state.groups)
-            await cluster.make_replica(group, name, append_init_args, append_init_kwargs)
-        await cluster.publish()
+        async with self._changes.shared():
+            await self._let_earlier_calls_begin(name, group_id)
+            state = cluster.state
+            check_replica(name, group_id, state.models, state.groups)
+            group = state.groups[group_id]
+            async with group.lock:
+                # its group may have failed to start meanwhile, or another one have its number
+                check_replica(name, group_id, state.models, {group_id} if state.groups.get(group_id) is group else ())
+                model = state.models[name]
+                await cluster.make_replica(group, name, append_init_args, append_init_kwargs)
+                if state.models.get(name) is not model:
+                    # whoever deleted the replicas did not see this one
+                    await cluster.remove_replica(group, name)
+                    raise InvalidPlacementError(f"replica of {name!r}: the model was deleted or replaced meanwhile")
+            await cluster.publish()
 
     async def _let_earlier_calls_begin(self, name: str, group_id: int) -> None:
         """Wait a moment for the model and the group: Ray may begin calls of an actor in another order than sent."""
@@ -208,15 +221,16 @@ class Controller:
             If there is none.
         """
         cluster = await self._ready()
-        check_replica(name, group_id, cluster.state.models, cluster.state.groups)
-        group = cluster.state.groups[group_id]
-        async with group.lock:
-            if name not in group.replicas:
-                raise InvalidPlacementError(f"group {group_id} has no replica of {name!r}")
-            if cluster.state.groups_of(name) == [group_id]:
-                # requests for it must not wait for what is not coming
-                cluster.state.expected.discard(name)
-            await cluster.remove_replica(group, name)
+        async with self._changes.shared():
+            check_replica(name, group_id, cluster.state.models, cluster.state.groups)
+            group = cluster.state.groups[group_id]
+            async with group.lock:
+                if name not in group.replicas:
+                    raise InvalidPlacementError(f"group {group_id} has no replica of {name!r}")
+                if cluster.state.groups_of(name) == [group_id]:
+                    # requests for it must not wait for what is not coming
+                    cluster.state.expected.discard(name)
+                await cluster.remove_replica(group, name)
 
     async def delete_model(self, name: str) -> None:
         """Delete a model and its replicas, once these have answered what they have been given.
@@ -227,12 +241,13 @@ class Controller:
             If it is not registered.
         """
         cluster = await self._ready()
-        if name not in cluster.state.models:
-            raise InvalidPlacementError(f"no model {name!r}; registered: {', '.join(cluster.state.models)}")
-        cluster.state.expected.discard(name)
-        await self._delete_replicas(name)
-        cluster.state.models.pop(name, None)
-        await cluster.publish()
+        async with self._changes.shared():
+            # at first, so that no replica of it is made any more
+            if cluster.state.models.pop(name, None) is None:
+                raise InvalidPlacementError(f"no model {name!r}; registered: {', '.join(cluster.state.models)}")
+            cluster.state.expected.discard(name)
+            await cluster.publish()
+            await self._delete_replicas(name)
 
     async def delete_mesh_group_manager(self, group_id: int) -> None:
         """Delete a group and its replicas, once these have answered what they have been given.
@@ -243,22 +258,29 @@ class Controller:
             If there is no such group.
         """
         cluster = await self._ready()
-        group = cluster.state.groups.pop(group_id, None)
-        if group is None:
-            raise InvalidPlacementError(f"no group {group_id}; groups: {sorted(cluster.state.groups)}")
-        await cluster.publish()
-        await cluster.remove_group(group)
+        async with self._changes.shared():
+            state = cluster.state
+            group = state.groups.pop(group_id, None)
+            if group is None:
+                raise InvalidPlacementError(f"no group {group_id}; groups: {sorted(state.groups)}")
+            # requests for what was only there must not wait for what is not coming
+            state.expected -= {name for name in group.replicas if not state.groups_of(name)}
+            await cluster.publish()
+            await cluster.remove_group(group)
 
     async def _delete_replicas(self, name: str) -> None:
-        for group in self._cluster.state.all_groups():
+        async def delete(group: GroupInfo) -> None:
             async with group.lock:
                 await self._cluster.remove_replica(group, name)
+
+        # groups without a replica are not waited for; at once, so that none serves while others answer what they have
+        await asyncio.gather(*(delete(group) for group in self._cluster.state.all_groups() if name in group.replicas))
 
     @ray.method(max_task_retries=3)
     async def apply_placement(self, wanted: Sequence[GroupSpec], with_gpus: bool = False) -> None:
         """Move to another placement while requests are served (:func:`~.placement_change.change_placement`)."""
         cluster = await self._ready()
-        async with self._placement_lock:
+        async with self._changes.alone():
             await change_placement(cluster, wanted, with_gpus)
 
     # ---- requests ---------------------------------------------------------------------------------------------------

@@ -114,8 +114,8 @@ def run_controller(
 def shut_down(controller: Any) -> None:
     """Have a controller answer what was asked, and end the service; without effect where it has ended.
 
-    A controller that is being restarted is waited for: its processes are there, and end by its word only. If the wait
-    is given up (Ctrl-C), or the controller fails, it is ended all the same, and its processes follow some seconds later.
+    A controller that is being restarted is waited for: its processes are there, and it ends them. If the wait is given
+    up (Ctrl-C), or the controller fails, it is ended all the same, and its processes follow some seconds later.
 
     Parameters
     ----------
