@@ -108,6 +108,17 @@ def _parser() -> argparse.ArgumentParser:
     placed.add_argument("--batching", action="store_true", help="emulate batching where the profile has batch sizes")
     placed.add_argument("--mem-budget", type=float, metavar="GIB", help="refuse groups with more weights a device")
     placed.add_argument("--num-devices-per-node", type=int, default=8, help="(default: %(default)s)")
+    gpus = placed.add_mutually_exclusive_group()
+    gpus.add_argument(
+        "--with-gpus", action="store_true", help="set a GPU of Ray's aside for every device (default: --no-gpus)"
+    )
+    gpus.add_argument(
+        "--no-gpus",
+        dest="with_gpus",
+        action="store_false",
+        help="set none aside: emulated models need none, and the servers of backends have theirs",
+    )
+    parser.set_defaults(with_gpus=False)
     limits = parser.add_argument_group("limits")
     types = {field.name: field for field in fields(ServerSettings)}
     for name, meaning in _LIMITS.items():
@@ -129,8 +140,8 @@ def _serve(options: argparse.Namespace) -> int:
         **{name: getattr(options, name) for name in _LIMITS},
     )
     placed = None if options.placement is None else _Placed(options)
-    if placed is None and (options.profile or options.backend):
-        raise InvalidConfigError("--profile and --backend go with --placement")
+    if placed is None and (options.profile or options.backend or options.with_gpus):
+        raise InvalidConfigError("--profile, --backend and --with-gpus go with --placement")
 
     # Ray takes seconds to import: what is wrong with the arguments is said before
     import ray
@@ -157,6 +168,7 @@ def _serve(options: argparse.Namespace) -> int:
                 settings=settings,
                 model_defs=placed.model_defs,
                 enable_batching=options.batching,
+                with_gpus=options.with_gpus,
             ).controller
         info = ray.get(controller.get_info.remote())
         print(f"serving {len(info['models'])} models in {len(info['groups'])} groups at {info['url']}", flush=True)

@@ -39,6 +39,7 @@ REFUSED = [
     (["--placement", "absent.json"], "absent.json: cannot be read"),
     (["--profile", "a=llama-2-7b"], "go with --placement"),
     (["--backend", "a=http://127.0.0.1:1/v1"], "go with --placement"),
+    (["--with-gpus"], "go with --placement"),
     (["--max-queue", "0"], "max_queue must be"),
 ]
 
@@ -64,6 +65,43 @@ REFUSED_MODELS = [
 def test_a_placement_whose_models_cannot_be_served_is_refused(placement_file, arguments, said, capsys):
     assert main(["--placement", str(placement_file), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+class DeployedError(Exception):
+    pass
+
+
+@pytest.fixture
+def deployed(monkeypatch):
+    """Return deployed(*arguments) -> the keyword arguments of the deployment, which is not begun."""
+    import ray
+
+    from alpa_serve import ray_connection
+    from alpa_serve.runtime import deploy
+
+    given = {}
+
+    def note(*_, **options):
+        given.update(options)
+        raise DeployedError
+
+    monkeypatch.setattr(deploy, "deploy", note)
+    monkeypatch.setattr(ray_connection, "connect", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(*arguments):
+        with pytest.raises(DeployedError):
+            main(list(arguments))
+        return given
+
+    return run
+
+
+@pytest.mark.parametrize(("arguments", "with_gpus"), [([], False), (["--no-gpus"], False), (["--with-gpus"], True)])
+def test_gpus_are_set_aside_only_where_that_is_asked_for(placement_file, deployed, arguments, with_gpus):
+    backend = ["--placement", str(placement_file), "--backend", "other=http://127.0.0.1:1/v1"]
+    assert deployed(*backend, *arguments)["with_gpus"] is with_gpus
 
 
 @pytest.fixture

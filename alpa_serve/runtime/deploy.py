@@ -18,7 +18,7 @@ from alpa_serve.placement_json import read_placement
 from alpa_serve.runtime.launching import CONTROLLER_NAME, run_controller, shut_down
 from alpa_serve.runtime.models.emulated import EmulatedModel
 from alpa_serve.runtime.placement_moves import GroupSpec
-from alpa_serve.runtime.ray_calls import cause_of, free_resources
+from alpa_serve.runtime.ray_calls import cause_of, node_resources
 from alpa_serve.runtime.settings import LOCALHOST, ServerSettings
 from alpa_serve.scheduling import RUNTIME
 
@@ -165,7 +165,8 @@ def deploy(
     enable_batching : bool
         Whether emulated models serve in batches where their profiles have several batch sizes.
     with_gpus : bool, optional
-        Whether every device is one of Ray's GPUs; by default if `model_defs` are given and the cluster has GPUs.
+        Whether every device is one of Ray's GPUs; by default if `model_defs` are given and the cluster has GPUs, free
+        or not. False for models that other servers answer for, which have the GPUs.
 
     Returns
     -------
@@ -201,7 +202,7 @@ def deploy(
             # one after the other, so that they are listed in their order
             _get(controller.register_model.remote(data.name, *model))
         if with_gpus is None:
-            with_gpus = bool(defs) and free_resources().get("GPU", 0) > 0
+            with_gpus = bool(defs) and any(node.get("GPU", 0) > 0 for node in node_resources())
         deployment = Deployment(controller, model_datas, cluster_env, defined=defs, with_gpus=with_gpus)
         deployment.apply_placement(first)
     except BaseException:
