@@ -352,14 +352,14 @@ class Controller:
         dict
             ``models``: model -> its groups; ``groups``: group -> its models; ``group_states``: group -> "starting",
             "up" or "restarting"; ``group_names``: group -> the actor's name in Ray; ``latency_scales``: as
-            :meth:`warmup` returns them; ``host``, ``port``, ``root_path``, ``url``; ``pid`` of the controller and
+            :meth:`warmup` returns them; ``host``, ``port``, ``root_path``; ``url`` where clients of this machine reach
+            it; ``pid`` of the controller and
             ``router_name``, the name of the actor that listens; ``closed``: whether it was shut down.
         """
         if not self._is_closed:
             await self._ready()
         state = self._cluster.state
         settings = self._settings
-        path = settings.root_path.rstrip("/")
         return {
             "models": {name: state.groups_of(name) for name in state.models},
             "groups": {group_id: list(group.replicas) for group_id, group in sorted(state.groups.items())},
@@ -371,7 +371,7 @@ class Controller:
             "host": settings.host,
             "port": state.port,
             "root_path": settings.root_path,
-            "url": f"{settings.scheme}://{settings.host}:{state.port}{path}/",
+            "url": None if state.port is None else settings.url(state.port),
             "pid": os.getpid(),
             "router_name": self._cluster.router_name,
             "closed": self._is_closed,

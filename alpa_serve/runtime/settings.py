@@ -105,3 +105,16 @@ class ServerSettings:
     def scheme(self) -> str:
         """``http`` or ``https``."""
         return "http" if self.ssl_keyfile is None else "https"
+
+    def url(self, port: int) -> str:
+        """Return where clients of this machine reach the routes; it ends with a slash.
+
+        Parameters
+        ----------
+        port : int
+            On which it is listened, where :attr:`port` leaves it open.
+        """
+        # an address that stands for all of the machine's is none to connect to
+        host = {"0.0.0.0": LOCALHOST, "::": "::1"}.get(self.host, self.host)
+        shown = f"[{host}]" if ":" in host else host
+        return f"{self.scheme}://{shown}:{port}{self.root_path.rstrip('/')}/"
