@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 HEALTH_INTERVAL_S = 1.0
 """How often the controller looks whether every process is alive."""
 
+START_TIMEOUT_S = 60.0
+"""How long a shutdown waits for a controller that is being restarted to know what there is."""
+
 ORDER_TIMEOUT_S = 2.0
 """How long a replica waits for the calls that register its model and create its group, sent before."""
 
@@ -215,6 +218,8 @@ class Controller:
     async def delete_replica(self, name: str, group_id: int) -> None:
         """Delete a replica, once it has answered what it has been given.
 
+        For that it has ``request_timeout_s``; requests that come meanwhile go elsewhere.
+
         Raises
         ------
         InvalidPlacementError
@@ -235,6 +240,8 @@ class Controller:
     async def delete_model(self, name: str) -> None:
         """Delete a model and its replicas, once these have answered what they have been given.
 
+        For that they have ``request_timeout_s``; requests that come meanwhile are answered that there is no such model.
+
         Raises
         ------
         InvalidPlacementError
@@ -251,6 +258,8 @@ class Controller:
 
     async def delete_mesh_group_manager(self, group_id: int) -> None:
         """Delete a group and its replicas, once these have answered what they have been given.
+
+        For that they have ``request_timeout_s``; requests that come meanwhile go elsewhere.
 
         Raises
         ------
@@ -276,9 +285,11 @@ class Controller:
         # groups without a replica are not waited for; at once, so that none serves while others answer what they have
         await asyncio.gather(*(delete(group) for group in self._cluster.state.all_groups() if name in group.replicas))
 
-    @ray.method(max_task_retries=3)
     async def apply_placement(self, wanted: Sequence[GroupSpec], with_gpus: bool = False) -> None:
-        """Move to another placement while requests are served (:func:`~.placement_change.change_placement`)."""
+        """Move to another placement while requests are served (:func:`~.placement_change.change_placement`).
+
+        Not tried again by Ray if the controller dies, for it could come after a later one then: the caller is to try.
+        """
         cluster = await self._ready()
         async with self._changes.alone():
             await change_placement(cluster, wanted, with_gpus)
@@ -350,11 +361,11 @@ class Controller:
         Returns
         -------
         dict
-            ``models``: model -> its groups; ``groups``: group -> its models; ``group_states``: group -> "starting",
-            "up" or "restarting"; ``group_names``: group -> the actor's name in Ray; ``latency_scales``: as
-            :meth:`warmup` returns them; ``host``, ``port``, ``root_path``; ``url`` where clients of this machine reach
-            it; ``pid`` of the controller and
-            ``router_name``, the name of the actor that listens; ``closed``: whether it was shut down.
+            ``models``: model -> its groups; ``groups``: group -> its models; ``group_configs``: group -> (dp, op, pp),
+            None if it is not of a placement; ``group_states``: group -> "starting", "up" or "restarting";
+            ``group_names``: group -> the actor's name in Ray; ``latency_scales``: as :meth:`warmup` returns them;
+            ``host``, ``port``, ``root_path``; ``url``, where clients of this machine reach it; ``pid`` of the
+            controller and ``router_name``, the name of the actor that listens; ``closed``: whether it was shut down.
         """
         if not self._is_closed:
             await self._ready()
@@ -363,6 +374,7 @@ class Controller:
         return {
             "models": {name: state.groups_of(name) for name in state.models},
             "groups": {group_id: list(group.replicas) for group_id, group in sorted(state.groups.items())},
+            "group_configs": {group_id: group.config for group_id, group in sorted(state.groups.items())},
             "group_states": {group_id: group.state for group_id, group in sorted(state.groups.items())},
             "group_names": {
                 group_id: group.process.actor_name(group.uid) for group_id, group in sorted(state.groups.items())
@@ -402,6 +414,7 @@ class Controller:
 
     async def _end(self) -> None:
         # whether it could start or not: there may be processes of a predecessor
-        await asyncio.wait([self._started])
+        await asyncio.wait([self._started], timeout=START_TIMEOUT_S)
+        self._started.cancel()
         self._health.cancel()
         await self._cluster.close()

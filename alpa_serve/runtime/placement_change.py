@@ -28,7 +28,7 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
     Groups of the same config and shape that are up stay, and only their replicas change. What is new is started first
     where the cluster has room for it beside what is there; then requests go to the new groups, and those that leave
     answer what they have been given, for up to ``request_timeout_s``. Requests for models that have no replica in
-    between wait.
+    between wait, for up to ``recovery_timeout_s``.
 
     What there is no room for after all, because what is free is scattered over the nodes, is started last, once
     ``devices_timeout_s`` have shown it.

@@ -35,7 +35,8 @@ class ServerSettings:
     max_connections : int
         Connections at the same time; more are answered 503.
     request_timeout_s : float
-        Seconds within which a request must have its answer, or the next piece of it (504).
+        Seconds within which a request must have its answer, or the next piece of it (504); also those that a group or a
+        replica that leaves has to answer what it has been given.
     max_queue : int
         Requests that a group may have at the same time, running or waiting (503 if all that could serve are full).
     retry_after_s : float
@@ -43,9 +44,10 @@ class ServerSettings:
     max_attempts : int
         How often a request is given to a group before the deaths of groups count as its failure.
     recovery_timeout_s : float
-        Seconds that a request waits for a group to serve it while there is none up.
+        Seconds that a request waits for a group to serve it while there is none up: it is being restarted, or placed.
     drain_timeout_s : float
-        Seconds that requests have to finish when the runtime, or their group, is shut down.
+        Seconds that requests have to finish when the runtime is shut down. Those of a group or a replica that leaves
+        while it goes on have `request_timeout_s`.
     devices_timeout_s : float
         Seconds that the Ray cluster may take to set the devices of a group aside.
 

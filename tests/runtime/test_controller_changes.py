@@ -205,3 +205,19 @@ def test_every_caller_of_a_shutdown_waits_for_the_one_end(monkeypatch):
         assert cluster.num_closed == 1
 
     with_controller(monkeypatch, test)
+
+
+def test_a_controller_that_cannot_go_on_can_be_shut_down(monkeypatch):
+    async def start(self):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(controller_actor, "Cluster", type("Stuck", (Cluster,), {"start": start}))
+    monkeypatch.setattr(controller_actor, "START_TIMEOUT_S", 0.01)
+
+    async def run():
+        controller = Controller(Origin("c", "1"), RUNTIME, ServerSettings(), "node", [])
+        controller._cluster.go.set()
+        await asyncio.wait_for(controller.shutdown(), 10)
+        assert controller._cluster.num_closed == 1
+
+    asyncio.run(run())
