@@ -39,6 +39,7 @@ REFUSED = [
     (["--placement", "absent.json"], "absent.json: cannot be read"),
     (["--profile", "a=llama-2-7b"], "go with --placement"),
     (["--backend", "a=http://127.0.0.1:1/v1"], "go with --placement"),
+    (["--backend-api-key-file", "a=key"], "go with --placement"),
     (["--with-gpus"], "go with --placement"),
     (["--max-queue", "0"], "max_queue must be"),
 ]
@@ -50,6 +51,7 @@ def test_what_is_wrong_with_the_arguments_is_said_before_anything_starts(argumen
     assert said in capsys.readouterr().err
 
 
+BACKEND = ["--backend", "other=http://127.0.0.1:1/v1"]
 REFUSED_MODELS = [
     ([], "model 'other': unknown model 'other'"),
     (["--profile", "nobody=llama-2-7b"], "nobody"),
@@ -57,6 +59,10 @@ REFUSED_MODELS = [
     (["--profile", "other=nothing"], "unknown model 'nothing'"),
     (["--profile", "other=gptj-6b", "--backend", "other=http://127.0.0.1:1"], "both a --profile and a --backend"),
     (["--backend", "other=ftp://127.0.0.1"], "http"),
+    ([*BACKEND, "--backend-api-key-file", "other"], "NAME=FILE is wanted, got 'other'"),
+    ([*BACKEND, "--backend-api-key-file", "other=absent.txt"], "absent.txt"),
+    ([*BACKEND, "--backend-api-key-file", f"llama-2-7b={__file__}"], "unknown model with a --backend 'llama-2-7b'"),
+    ([*BACKEND, "--backend-api-key-file", f"other={__file__}"], "api_key of model 'other' must be"),
     (["--profile", "other=gptj-6b", "--mem-budget", "1"], "mem_budget is 1.00 GiB"),
 ]
 
@@ -80,6 +86,7 @@ def deployed(monkeypatch):
     from alpa_serve.runtime import deploy
 
     given = {}
+    monkeypatch.delenv("ALPA_SERVE_API_KEY", raising=False)
 
     def note(*_, **options):
         given.update(options)
@@ -100,8 +107,23 @@ def deployed(monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "with_gpus"), [([], False), (["--no-gpus"], False), (["--with-gpus"], True)])
 def test_gpus_are_set_aside_only_where_that_is_asked_for(placement_file, deployed, arguments, with_gpus):
-    backend = ["--placement", str(placement_file), "--backend", "other=http://127.0.0.1:1/v1"]
-    assert deployed(*backend, *arguments)["with_gpus"] is with_gpus
+    assert deployed("--placement", str(placement_file), *BACKEND, *arguments)["with_gpus"] is with_gpus
+
+
+def test_the_server_of_a_model_is_given_the_token_of_a_file(placement_file, deployed, tmp_path):
+    path = tmp_path / "key"
+    path.write_text("secret\n")
+    given = deployed("--placement", str(placement_file), *BACKEND, "--backend-api-key-file", f"other={path}")
+    model = given["model_defs"]["other"](ParallelConfig(1, 1, 1), (1, 1))
+    assert model._api_key == "secret"
+    # the token of the service itself is another one
+    assert given["settings"].api_key is None
+
+
+def test_the_name_of_the_controller_is_that_of_the_library(placement_file, deployed):
+    from alpa_serve.controller import CONTROLLER_NAME
+
+    assert deployed("--placement", str(placement_file), *BACKEND)["name"] == CONTROLLER_NAME == "controller"
 
 
 @pytest.fixture

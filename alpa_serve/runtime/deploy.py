@@ -17,11 +17,11 @@ from alpa_serve.placement import ClusterEnv, ModelPlacement, ModelPlacementWithR
 from alpa_serve.placement_json import read_placement
 from alpa_serve.profiling import ParallelConfig
 from alpa_serve.ray_connection import first_line
-from alpa_serve.runtime.launching import CONTROLLER_NAME, run_controller, shut_down
+from alpa_serve.runtime.launching import run_controller, shut_down
 from alpa_serve.runtime.models.emulated import EmulatedModel
 from alpa_serve.runtime.placement_moves import GroupSpec
 from alpa_serve.runtime.ray_calls import cause_of, node_resources
-from alpa_serve.runtime.settings import LOCALHOST, ServerSettings
+from alpa_serve.runtime.settings import CONTROLLER_NAME, LOCALHOST, ServerSettings
 from alpa_serve.scheduling import RUNTIME
 
 if TYPE_CHECKING:

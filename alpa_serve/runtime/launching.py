@@ -18,12 +18,9 @@ from alpa_serve.runtime.controller_actor import Controller
 from alpa_serve.runtime.group_process import MAX_CONCURRENCY
 from alpa_serve.runtime.origin import Origin
 from alpa_serve.runtime.ray_calls import cause_of
-from alpa_serve.runtime.settings import ServerSettings
+from alpa_serve.runtime.settings import CONTROLLER_NAME, ServerSettings
 from alpa_serve.scheduling import RUNTIME, ServingRules, check_rules
 from alpa_serve.util import add_sync_method
-
-CONTROLLER_NAME = "controller"
-"""Name of the controller's actor in Ray, if no other is given."""
 
 SYNCHRONISED = (
     "register_model",

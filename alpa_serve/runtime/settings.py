@@ -11,6 +11,9 @@ from alpa_serve.validation import check_int, check_real
 
 LOCALHOST = "127.0.0.1"
 
+CONTROLLER_NAME = "controller"
+"""Name of the controller's actor in Ray, if no other is given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
