@@ -6,9 +6,9 @@ from alpa_serve.runtime.controller_actor import Controller
 from alpa_serve.runtime.controller_state import GroupInfo, ModelInfo
 from alpa_serve.runtime.deploy import Deployment, deploy
 from alpa_serve.runtime.group_manager import GroupManager
-from alpa_serve.runtime.launching import CONTROLLER_NAME, run_controller
+from alpa_serve.runtime.launching import run_controller
 from alpa_serve.runtime.models import EmulatedModel, OpenAICompatibleModel
-from alpa_serve.runtime.settings import ServerSettings
+from alpa_serve.runtime.settings import CONTROLLER_NAME, ServerSettings
 from alpa_serve.scheduling.registry import CreateInfo
 
 __all__ = [

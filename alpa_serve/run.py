@@ -21,16 +21,19 @@ from alpa_serve.placement import ClusterEnv, ModelData
 from alpa_serve.placement_json import read_placement
 from alpa_serve.profiles.named import NAMED_PROFILE, load_profiles
 from alpa_serve.profiling import ProfilingResult
-from alpa_serve.runtime.settings import LOCALHOST, ServerSettings
+from alpa_serve.runtime.settings import CONTROLLER_NAME, LOCALHOST, ServerSettings
 from alpa_serve.scheduling.rules import RULES_BY_NAME
 from alpa_serve.util import GB
 from alpa_serve.validation import check_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 NAMED_BACKEND = "NAME=URL[#MODEL]"
 """The form in which a server is given that answers for a model."""
+
+NAMED_KEY_FILE = "NAME=FILE"
+"""The form in which the file with a server's bearer token is given."""
 
 DEFAULT_PORT = 8000
 
@@ -73,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default=LOCALHOST, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 for any free one (default: %(default)s)")
     parser.add_argument("--root-path", default="/", help="path under which all routes are (default: %(default)s)")
-    parser.add_argument("--name", default="controller", help="of the controller's actor in Ray (default: %(default)s)")
+    parser.add_argument(
+        "--name", default=CONTROLLER_NAME, help="of the controller's actor in Ray (default: %(default)s)"
+    )
     parser.add_argument(
         "--address",
         help="Ray to join: host:port, or auto for one of this machine (default: $RAY_ADDRESS, else start one)",
@@ -105,9 +110,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar=NAMED_BACKEND,
         help="have a server with OpenAI's API answer for model NAME, which is called MODEL there",
     )
+    placed.add_argument(
+        "--backend-api-key-file",
+        action="append",
+        default=[],
+        metavar=NAMED_KEY_FILE,
+        help="file with the bearer token that the server of model NAME wants; repeatable",
+    )
     placed.add_argument("--batching", action="store_true", help="emulate batching where the profile has batch sizes")
     placed.add_argument("--mem-budget", type=float, metavar="GIB", help="refuse groups with more weights a device")
     placed.add_argument("--num-devices-per-node", type=int, default=8, help="(default: %(default)s)")
+    gpus = placed.add_mutually_exclusive_group()
+    gpus.add_argument(
+        "--with-gpus", action="store_true", help="set a GPU of Ray's aside for every device (default: --no-gpus)"
+    )
+    gpus.add_argument(
+        "--no-gpus",
+        dest="with_gpus",
+        action="store_false",
+        help="set none aside: emulated models need none, and the servers of backends have theirs",
+    )
+    parser.set_defaults(with_gpus=False)
     limits = parser.add_argument_group("limits")
     types = {field.name: field for field in fields(ServerSettings)}
     for name, meaning in _LIMITS.items():
@@ -129,15 +152,15 @@ def _serve(options: argparse.Namespace) -> int:
         **{name: getattr(options, name) for name in _LIMITS},
     )
     placed = None if options.placement is None else _Placed(options)
-    if placed is None and (options.profile or options.backend):
-        raise InvalidConfigError("--profile and --backend go with --placement")
+    if placed is None and (options.profile or options.backend or options.backend_api_key_file or options.with_gpus):
+        raise InvalidConfigError("--profile, --backend, --backend-api-key-file and --with-gpus go with --placement")
 
     # Ray takes seconds to import: what is wrong with the arguments is said before
     import ray
 
     from alpa_serve.ray_connection import connect
     from alpa_serve.runtime.deploy import deploy
-    from alpa_serve.runtime.launching import run_controller
+    from alpa_serve.runtime.launching import run_controller, shut_down
     from alpa_serve.runtime.origin import NAMESPACE
 
     connect(ray, None, options.address or os.environ.get("RAY_ADDRESS") or None, namespace=NAMESPACE)
@@ -157,13 +180,18 @@ def _serve(options: argparse.Namespace) -> int:
                 settings=settings,
                 model_defs=placed.model_defs,
                 enable_batching=options.batching,
+                with_gpus=options.with_gpus,
             ).controller
         info = ray.get(controller.get_info.remote())
         print(f"serving {len(info['models'])} models in {len(info['groups'])} groups at {info['url']}", flush=True)
         code = _wait(controller, stop)
         if code == 0:
             print("answering what was asked; once more to stop at once", flush=True)
-            ray.get(controller.shutdown.remote())
+            try:
+                shut_down(controller)
+            except KeyboardInterrupt:
+                print("stopped before all that was asked was answered", file=sys.stderr)
+                return 130
             print("stopped", flush=True)
         return code
     finally:
@@ -188,12 +216,19 @@ def _wait(controller: Any, stop: threading.Event) -> int:
     """Wait until told to stop, and return 0; 1 if the service is gone before."""
     import ray
 
+    # answered late by a controller that is being restarted, without which requests are served
+    asked = controller.ready.remote()
     while not stop.wait(CHECK_INTERVAL_S):
+        if not ray.wait([asked], timeout=0)[0]:
+            continue
         try:
-            ray.get(controller.ready.remote(), timeout=60)
+            ray.get(asked)
+        except ray.exceptions.ActorUnavailableError:
+            pass
         except ray.exceptions.RayError as error:
             print(f"error: the controller is gone: {error}", file=sys.stderr)
             return 1
+        asked = controller.ready.remote()
     return 0
 
 
@@ -203,7 +238,10 @@ class _Placed:
     def __init__(self, options: argparse.Namespace) -> None:
         self.placement, names = read_placement(options.placement)
         known = load_profiles(options.profile, names)
-        self.model_defs = dict(_backend(text, names) for text in options.backend)
+        keys = dict(_backend_key(text) for text in options.backend_api_key_file)
+        self.model_defs = dict(_backend(text, names, keys) for text in options.backend)
+        for name in keys:
+            check_known(name, self.model_defs, "model with a --backend")
         for name in known.keys() & self.model_defs.keys():
             raise InvalidConfigError(f"model {name!r} has both a --profile and a --backend")
         self.model_datas = [
@@ -233,7 +271,14 @@ def _own_profile(name: str) -> ProfilingResult:
         ) from error
 
 
-def _backend(text: str, names: Sequence[str]) -> tuple[str, Callable[..., Any]]:
+def _backend_key(text: str) -> tuple[str, str | None]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise InvalidConfigError(f"backend-api-key-file: {NAMED_KEY_FILE} is wanted, got {text!r}")
+    return name, read_api_key(Path(path))
+
+
+def _backend(text: str, names: Sequence[str], keys: Mapping[str, str | None]) -> tuple[str, Callable[..., Any]]:
     from alpa_serve.runtime.models import OpenAICompatibleModel
 
     name, equals, server = text.partition("=")
@@ -241,9 +286,10 @@ def _backend(text: str, names: Sequence[str]) -> tuple[str, Callable[..., Any]]:
         raise InvalidConfigError(f"backend: {NAMED_BACKEND} is wanted, got {text!r}")
     check_known(name, names, "model")
     url, _, model = server.partition("#")
-    # what is wrong with the address is said here, not by every group
-    OpenAICompatibleModel(url, model or name)
-    return name, partial(OpenAICompatibleModel, url, model or name)
+    make = partial(OpenAICompatibleModel, url, model or name, api_key=keys.get(name))
+    # what is wrong with the address or the token is said here, not by every group
+    make()
+    return name, make
 
 
 if __name__ == "__main__":

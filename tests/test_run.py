@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
+from functools import partial
 
 import psutil
 import pytest
@@ -37,6 +39,8 @@ REFUSED = [
     (["--placement", "absent.json"], "absent.json: cannot be read"),
     (["--profile", "a=llama-2-7b"], "go with --placement"),
     (["--backend", "a=http://127.0.0.1:1/v1"], "go with --placement"),
+    (["--backend-api-key-file", "a=key"], "go with --placement"),
+    (["--with-gpus"], "go with --placement"),
     (["--max-queue", "0"], "max_queue must be"),
 ]
 
@@ -47,6 +51,7 @@ def test_what_is_wrong_with_the_arguments_is_said_before_anything_starts(argumen
     assert said in capsys.readouterr().err
 
 
+BACKEND = ["--backend", "other=http://127.0.0.1:1/v1"]
 REFUSED_MODELS = [
     ([], "model 'other': unknown model 'other'"),
     (["--profile", "nobody=llama-2-7b"], "nobody"),
@@ -54,6 +59,10 @@ REFUSED_MODELS = [
     (["--profile", "other=nothing"], "unknown model 'nothing'"),
     (["--profile", "other=gptj-6b", "--backend", "other=http://127.0.0.1:1"], "both a --profile and a --backend"),
     (["--backend", "other=ftp://127.0.0.1"], "http"),
+    ([*BACKEND, "--backend-api-key-file", "other"], "NAME=FILE is wanted, got 'other'"),
+    ([*BACKEND, "--backend-api-key-file", "other=absent.txt"], "absent.txt"),
+    ([*BACKEND, "--backend-api-key-file", f"llama-2-7b={__file__}"], "unknown model with a --backend 'llama-2-7b'"),
+    ([*BACKEND, "--backend-api-key-file", f"other={__file__}"], "api_key of model 'other' must be"),
     (["--profile", "other=gptj-6b", "--mem-budget", "1"], "mem_budget is 1.00 GiB"),
 ]
 
@@ -62,6 +71,59 @@ REFUSED_MODELS = [
 def test_a_placement_whose_models_cannot_be_served_is_refused(placement_file, arguments, said, capsys):
     assert main(["--placement", str(placement_file), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+class DeployedError(Exception):
+    pass
+
+
+@pytest.fixture
+def deployed(monkeypatch):
+    """Return deployed(*arguments) -> the keyword arguments of the deployment, which is not begun."""
+    import ray
+
+    from alpa_serve import ray_connection
+    from alpa_serve.runtime import deploy
+
+    given = {}
+    monkeypatch.delenv("ALPA_SERVE_API_KEY", raising=False)
+
+    def note(*_, **options):
+        given.update(options)
+        raise DeployedError
+
+    monkeypatch.setattr(deploy, "deploy", note)
+    monkeypatch.setattr(ray_connection, "connect", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(*arguments):
+        with pytest.raises(DeployedError):
+            main(list(arguments))
+        return given
+
+    return run
+
+
+@pytest.mark.parametrize(("arguments", "with_gpus"), [([], False), (["--no-gpus"], False), (["--with-gpus"], True)])
+def test_gpus_are_set_aside_only_where_that_is_asked_for(placement_file, deployed, arguments, with_gpus):
+    assert deployed("--placement", str(placement_file), *BACKEND, *arguments)["with_gpus"] is with_gpus
+
+
+def test_the_server_of_a_model_is_given_the_token_of_a_file(placement_file, deployed, tmp_path):
+    path = tmp_path / "key"
+    path.write_text("secret\n")
+    given = deployed("--placement", str(placement_file), *BACKEND, "--backend-api-key-file", f"other={path}")
+    model = given["model_defs"]["other"](ParallelConfig(1, 1, 1), (1, 1))
+    assert model._api_key == "secret"
+    # the token of the service itself is another one
+    assert given["settings"].api_key is None
+
+
+def test_the_name_of_the_controller_is_that_of_the_library(placement_file, deployed):
+    from alpa_serve.controller import CONTROLLER_NAME
+
+    assert deployed("--placement", str(placement_file), *BACKEND)["name"] == CONTROLLER_NAME == "controller"
 
 
 @pytest.fixture
@@ -74,10 +136,9 @@ def slow_model(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answered(
-    tmp_path, placement_file, slow_model, number
-):
+@contextmanager
+def serving(tmp_path, placement_file, slow_model):
+    """Run the program, of which the model "other" takes two seconds; yield its process and its URL."""
     command = [sys.executable, "-m", "alpa_serve.run", "--port", "0", "--placement", placement_file]
     profiles = ["--profile", f"other=slow@{slow_model}"]
     environment = os.environ | {"ALPA_SERVE_API_KEY": "secret"}
@@ -89,25 +150,69 @@ def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answe
         try:
             line = server.stdout.readline()
             assert line.startswith("serving 2 models in 1 groups at http://127.0.0.1:"), line + server.stderr.read()
-            url = line.split()[-1]
-            with pytest.raises(urllib.error.HTTPError, match="401"):
-                post(url, {"model": "other"}, key="wrong")
-            children = psutil.Process(server.pid).children(recursive=True)
-            answers = []
-            asking = threading.Thread(target=lambda: answers.append(post(url, {"model": "other", "idx": 7})))
-            asking.start()
-            time.sleep(0.5)
-            server.send_signal(number)
-            out, _ = server.communicate()
-            asking.join()
+            yield server, line.split()[-1]
         finally:
             watchdog.cancel()
             server.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answered(
+    tmp_path, placement_file, slow_model, number
+):
+    with serving(tmp_path, placement_file, slow_model) as (server, url):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            post(url, {"model": "other"}, key="wrong")
+        children = psutil.Process(server.pid).children(recursive=True)
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(post(url, {"model": "other", "idx": 7})))
+        asking.start()
+        time.sleep(0.5)
+        server.send_signal(number)
+        out, _ = server.communicate()
+        asking.join()
     assert server.returncode == 0
     assert out.splitlines() == ["answering what was asked; once more to stop at once", "stopped"]
     assert [answer["idx"] for answer in answers] == [7]
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
+
+
+def test_a_signal_ends_the_service_while_its_controller_is_being_restarted(tmp_path, placement_file, slow_model):
+    with serving(tmp_path, placement_file, slow_model) as (server, _):
+        children = psutil.Process(server.pid).children(recursive=True)
+        (controller,) = (child for child in children if "Controller" in "".join(child.cmdline()))
+        controller.kill()
+        server.send_signal(signal.SIGTERM)
+        out, _ = server.communicate()
+    assert server.returncode == 0
+    assert out.splitlines()[-1] == "stopped"
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def test_a_second_signal_says_that_not_all_was_answered(tmp_path, placement_file, slow_model):
+    with serving(tmp_path, placement_file, slow_model) as (server, url):
+        children = psutil.Process(server.pid).children(recursive=True)
+        asking = threading.Thread(target=partial(post_in_vain, url))
+        asking.start()
+        time.sleep(0.5)
+        server.send_signal(signal.SIGINT)
+        assert server.stdout.readline().startswith("answering what was asked")
+        time.sleep(0.2)
+        server.send_signal(signal.SIGINT)
+        _, said = server.communicate()
+        asking.join()
+    assert server.returncode == 130
+    assert "stopped before all that was asked was answered" in said
+    assert "before the service was up" not in said
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def post_in_vain(url):
+    with pytest.raises((ConnectionError, urllib.error.URLError)):
+        post(url, {"model": "other"})
 
 
 def post(url, fields, key="secret"):

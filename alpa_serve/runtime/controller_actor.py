@@ -12,6 +12,7 @@ import ray
 
 from alpa_serve.device_layout import check_shape
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, ServingError
+from alpa_serve.runtime.change_lock import ChangeLock
 from alpa_serve.runtime.cluster import Cluster
 from alpa_serve.runtime.controller_state import ModelInfo
 from alpa_serve.runtime.group_process import bundles_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from alpa_serve.device_layout import Shape
+    from alpa_serve.runtime.controller_state import GroupInfo
     from alpa_serve.runtime.origin import Origin
     from alpa_serve.runtime.placement_moves import GroupSpec
     from alpa_serve.runtime.settings import ServerSettings
@@ -37,6 +39,9 @@ HEALTH_INTERVAL_S = 1.0
 
 RESTART_PAUSE_S = 1.0
 """How long a restarted controller waits before it tries again to go on where it died."""
+
+START_TIMEOUT_S = 60.0
+"""How long a shutdown waits for a controller that is being restarted to know what there is."""
 
 ORDER_TIMEOUT_S = 2.0
 """How long a replica waits for the calls that register its model and create its group, sent before."""
@@ -67,7 +72,8 @@ class Controller:
         self._settings = settings
         self._cluster = Cluster(origin, rules, settings, node_id)
         self._is_closed = False
-        self._placement_lock = asyncio.Lock()
+        self._ending: asyncio.Task[None] | None = None
+        self._changes = ChangeLock()
         loop = asyncio.get_running_loop()
         self._started = loop.create_task(self._start())
         self._health = loop.create_task(self._look_after())
@@ -136,13 +142,16 @@ class Controller:
             raise InvalidConfigError(f"model {name!r}: model_def must be callable, got {model_def!r}")
         models = cluster.state.models
         check_new_name(name, models, override)
-        is_known = name in models
-        models[name] = ModelInfo(
-            CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {})), int(time.time())
-        )
-        if is_known:
+        create_info = CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {}))
+        if name not in models:
+            # nobody can have a replica of it yet, so it need not wait for other changes
+            models[name] = ModelInfo(create_info, int(time.time()))
+            await cluster.publish()
+            return
+        async with self._changes.shared():
+            models[name] = ModelInfo(create_info, int(time.time()))
             await self._delete_replicas(name)
-        await cluster.publish()
+            await cluster.publish()
 
     async def create_mesh_group_manager(
         self, group_id: int, virtual_mesh_shape: Shape | None = None, num_gpus: int = 0
@@ -167,19 +176,20 @@ class Controller:
         cluster = await self._ready()
         check_int(group_id, "group_id", minimum=0, error=InvalidPlacementError)
         check_real(num_gpus, "num_gpus", minimum=0.0)
-        check_new_group(group_id, cluster.state.groups)
         shape = None if virtual_mesh_shape is None else check_shape(virtual_mesh_shape)
-        group = cluster.new_group(group_id, shape, bundles_of(shape, num_gpus))
-        # known from now on, so that replicas can be asked for before it runs
-        cluster.state.groups[group_id] = group
-        async with group.lock:
-            try:
-                await cluster.start_group(group)
-            except BaseException:
-                if cluster.state.groups.get(group_id) is group:
-                    del cluster.state.groups[group_id]
-                raise
-        await cluster.publish()
+        async with self._changes.shared():
+            check_new_group(group_id, cluster.state.groups)
+            group = cluster.new_group(group_id, shape, bundles_of(shape, num_gpus))
+            # known from now on, so that replicas can be asked for before it runs
+            cluster.state.groups[group_id] = group
+            async with group.lock:
+                try:
+                    await cluster.start_group(group)
+                except BaseException:
+                    if cluster.state.groups.get(group_id) is group:
+                        del cluster.state.groups[group_id]
+                    raise
+            await cluster.publish()
 
     async def create_replica(
         self,
@@ -198,14 +208,21 @@ class Controller:
             If the model cannot be made; the message has its error.
         """
         cluster = await self._ready()
-        await self._let_earlier_calls_begin(name, group_id)
-        check_replica(name, group_id, cluster.state.models, cluster.state.groups)
-        group = cluster.state.groups[group_id]
-        async with group.lock:
-            # its group may have failed to start meanwhile
-            check_replica(name, group_id, cluster.state.models, cluster.state.groups)
-            await cluster.make_replica(group, name, append_init_args, append_init_kwargs)
-        await cluster.publish()
+        async with self._changes.shared():
+            await self._let_earlier_calls_begin(name, group_id)
+            state = cluster.state
+            check_replica(name, group_id, state.models, state.groups)
+            group = state.groups[group_id]
+            async with group.lock:
+                # its group may have failed to start meanwhile, or another one have its number
+                check_replica(name, group_id, state.models, {group_id} if state.groups.get(group_id) is group else ())
+                model = state.models[name]
+                await cluster.make_replica(group, name, append_init_args, append_init_kwargs)
+                if state.models.get(name) is not model:
+                    # whoever deleted the replicas did not see this one
+                    await cluster.remove_replica(group, name)
+                    raise InvalidPlacementError(f"replica of {name!r}: the model was deleted or replaced meanwhile")
+            await cluster.publish()
 
     async def _let_earlier_calls_begin(self, name: str, group_id: int) -> None:
         """Wait a moment for the model and the group: Ray may begin calls of an actor in another order than sent."""
@@ -217,24 +234,29 @@ class Controller:
     async def delete_replica(self, name: str, group_id: int) -> None:
         """Delete a replica, once it has answered what it has been given.
 
+        For that it has ``request_timeout_s``; requests that come meanwhile go elsewhere.
+
         Raises
         ------
         InvalidPlacementError
             If there is none.
         """
         cluster = await self._ready()
-        check_replica(name, group_id, cluster.state.models, cluster.state.groups)
-        group = cluster.state.groups[group_id]
-        async with group.lock:
-            if name not in group.replicas:
-                raise InvalidPlacementError(f"group {group_id} has no replica of {name!r}")
-            if cluster.state.groups_of(name) == [group_id]:
-                # requests for it must not wait for what is not coming
-                cluster.state.expected.discard(name)
-            await cluster.remove_replica(group, name)
+        async with self._changes.shared():
+            check_replica(name, group_id, cluster.state.models, cluster.state.groups)
+            group = cluster.state.groups[group_id]
+            async with group.lock:
+                if name not in group.replicas:
+                    raise InvalidPlacementError(f"group {group_id} has no replica of {name!r}")
+                if cluster.state.groups_of(name) == [group_id]:
+                    # requests for it must not wait for what is not coming
+                    cluster.state.expected.discard(name)
+                await cluster.remove_replica(group, name)
 
     async def delete_model(self, name: str) -> None:
         """Delete a model and its replicas, once these have answered what they have been given.
+
+        For that they have ``request_timeout_s``; requests that come meanwhile are answered that there is no such model.
 
         Raises
         ------
@@ -242,15 +264,18 @@ class Controller:
             If it is not registered.
         """
         cluster = await self._ready()
-        if name not in cluster.state.models:
-            raise InvalidPlacementError(f"no model {name!r}; registered: {', '.join(cluster.state.models)}")
-        cluster.state.expected.discard(name)
-        await self._delete_replicas(name)
-        cluster.state.models.pop(name, None)
-        await cluster.publish()
+        async with self._changes.shared():
+            # at first, so that no replica of it is made any more
+            if cluster.state.models.pop(name, None) is None:
+                raise InvalidPlacementError(f"no model {name!r}; registered: {', '.join(cluster.state.models)}")
+            cluster.state.expected.discard(name)
+            await cluster.publish()
+            await self._delete_replicas(name)
 
     async def delete_mesh_group_manager(self, group_id: int) -> None:
         """Delete a group and its replicas, once these have answered what they have been given.
+
+        For that they have ``request_timeout_s``; requests that come meanwhile go elsewhere.
 
         Raises
         ------
@@ -258,22 +283,31 @@ class Controller:
             If there is no such group.
         """
         cluster = await self._ready()
-        group = cluster.state.groups.pop(group_id, None)
-        if group is None:
-            raise InvalidPlacementError(f"no group {group_id}; groups: {sorted(cluster.state.groups)}")
-        await cluster.publish()
-        await cluster.remove_group(group)
+        async with self._changes.shared():
+            state = cluster.state
+            group = state.groups.pop(group_id, None)
+            if group is None:
+                raise InvalidPlacementError(f"no group {group_id}; groups: {sorted(state.groups)}")
+            # requests for what was only there must not wait for what is not coming
+            state.expected -= {name for name in group.replicas if not state.groups_of(name)}
+            await cluster.publish()
+            await cluster.remove_group(group)
 
     async def _delete_replicas(self, name: str) -> None:
-        for group in self._cluster.state.all_groups():
+        async def delete(group: GroupInfo) -> None:
             async with group.lock:
                 await self._cluster.remove_replica(group, name)
 
-    @ray.method(max_task_retries=3)
+        # groups without a replica are not waited for; at once, so that none serves while others answer what they have
+        await asyncio.gather(*(delete(group) for group in self._cluster.state.all_groups() if name in group.replicas))
+
     async def apply_placement(self, wanted: Sequence[GroupSpec], with_gpus: bool = False) -> None:
-        """Move to another placement while requests are served (:func:`~.placement_change.change_placement`)."""
+        """Move to another placement while requests are served (:func:`~.placement_change.change_placement`).
+
+        Not tried again by Ray if the controller dies, for it could come after a later one then: the caller is to try.
+        """
         cluster = await self._ready()
-        async with self._placement_lock:
+        async with self._changes.alone():
             await change_placement(cluster, wanted, with_gpus)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -344,19 +378,20 @@ class Controller:
         Returns
         -------
         dict
-            ``models``: model -> its groups; ``groups``: group -> its models; ``group_states``: group -> "starting",
-            "up" or "restarting"; ``group_names``: group -> the actor's name in Ray; ``latency_scales``: as
-            :meth:`warmup` returns them; ``host``, ``port``, ``root_path``, ``url``; ``pid`` of the controller and
-            ``router_name``, the name of the actor that listens; ``closed``: whether it was shut down.
+            ``models``: model -> its groups; ``groups``: group -> its models; ``group_configs``: group -> (dp, op, pp),
+            None if it is not of a placement; ``group_states``: group -> "starting", "up" or "restarting";
+            ``group_names``: group -> the actor's name in Ray; ``latency_scales``: as :meth:`warmup` returns them;
+            ``host``, ``port``, ``root_path``; ``url``, where clients of this machine reach it; ``pid`` of the
+            controller and ``router_name``, the name of the actor that listens; ``closed``: whether it was shut down.
         """
         if not self._is_closed:
             await self._ready()
         state = self._cluster.state
         settings = self._settings
-        path = settings.root_path.rstrip("/")
         return {
             "models": {name: state.groups_of(name) for name in state.models},
             "groups": {group_id: list(group.replicas) for group_id, group in sorted(state.groups.items())},
+            "group_configs": {group_id: group.config for group_id, group in sorted(state.groups.items())},
             "group_states": {group_id: group.state for group_id, group in sorted(state.groups.items())},
             "group_names": {
                 group_id: group.process.actor_name(group.uid) for group_id, group in sorted(state.groups.items())
@@ -365,7 +400,7 @@ class Controller:
             "host": settings.host,
             "port": state.port,
             "root_path": settings.root_path,
-            "url": f"{settings.scheme}://{settings.host}:{state.port}{path}/",
+            "url": None if state.port is None else settings.url(state.port),
             "pid": os.getpid(),
             "router_name": self._cluster.router_name,
             "closed": self._is_closed,
@@ -382,11 +417,21 @@ class Controller:
         """Take note of the router's finding that the process of a group is dead."""
         (await self._ready()).lost(uid)
 
+    @ray.method(max_task_retries=-1)
     async def shutdown(self) -> None:
-        """Answer what was asked, then end every process of the service but this one; once only."""
-        if self._is_closed:
-            return
-        cluster = await self._ready()
+        """Answer what was asked, then end every process of the service but this one; return when that is done.
+
+        Whoever calls it again waits for the end, too.
+        """
         self._is_closed = True
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+        # a caller that gives up must not stop it for the others
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        # whether it could start or not: there may be processes of a predecessor
+        await asyncio.wait([self._started], timeout=START_TIMEOUT_S)
+        self._started.cancel()
         self._health.cancel()
-        await cluster.close()
+        await self._cluster.close()

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from alpa_serve.device_layout import group_shape
-from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, ServingError
 from alpa_serve.placement import ClusterEnv, ModelPlacement, ModelPlacementWithReplacement
 from alpa_serve.placement_json import read_placement
-from alpa_serve.runtime.launching import CONTROLLER_NAME, run_controller
+from alpa_serve.profiling import ParallelConfig
+from alpa_serve.ray_connection import first_line
+from alpa_serve.runtime.launching import run_controller, shut_down
 from alpa_serve.runtime.models.emulated import EmulatedModel
 from alpa_serve.runtime.placement_moves import GroupSpec
-from alpa_serve.runtime.ray_calls import cause_of, free_resources
-from alpa_serve.runtime.settings import LOCALHOST, ServerSettings
+from alpa_serve.runtime.ray_calls import cause_of, node_resources
+from alpa_serve.runtime.settings import CONTROLLER_NAME, LOCALHOST, ServerSettings
 from alpa_serve.scheduling import RUNTIME
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_ATTEMPTS = 4
+"""How often a placement is given to a controller that dies while it applies it."""
+
 
 class Deployment:
     """A placement that is being served.
@@ -42,8 +47,9 @@ class Deployment:
     controller : ray.actor.ActorHandle
     url : str
         Where it listens.
-    placement : ModelPlacement
-        The one that is served.
+    placement : ModelPlacement or None
+        The one that is served; what of it is served after a change that failed half way. None if that is not known: a
+        change was given up, or the service did not answer.
     """
 
     def __init__(
@@ -57,7 +63,7 @@ class Deployment:
     ) -> None:
         self.controller = controller
         self.url: str = ray.get(controller.get_info.remote())["url"]
-        self.placement = ModelPlacement([], [])
+        self.placement: ModelPlacement | None = ModelPlacement([], [])
         self._model_datas = list(model_datas)
         self._cluster_env = cluster_env
         self._defined = frozenset(defined)
@@ -67,17 +73,26 @@ class Deployment:
         """Move to another placement of the same models; no request is lost.
 
         Groups of the same config stay, and only their replicas change; what is new is started beside what is there
-        where the cluster has room for both; what goes answers what it has been given. Requests for a model that has no
-        replica in between wait.
+        where the cluster has room for both. What goes answers what it has been given, for which it has
+        ``request_timeout_s`` of the settings, and is ended then; this returns when all is gone. Requests for a model
+        that has no replica in between wait for one for up to ``recovery_timeout_s``; models that take longer to load
+        need a longer one where there is no room for the new groups beside the old.
+
+        If the controller dies meanwhile, the change is given to its successor. Changes that are asked for at the same
+        time come one after the other, in no certain order.
 
         Raises
         ------
         InvalidPlacementError
             If it is not possible on the cluster; nothing has changed then.
         InfeasiblePlacementError
-            If Ray has no room for a group.
+            If Ray has no room for a group. Nothing has changed, unless the group could be started only after others had
+            left; then these are gone, and :attr:`placement` is what is served.
         InvalidConfigError
-            If a model cannot be made.
+            If a model cannot be made, or GroupLostError, if a group dies while it makes a replica. In a group that is
+            new nothing has changed, as above; in one that stays, all but this replica is as wanted.
+        ServingError
+            If the service was shut down, or its controller dies over and over.
         """
         found = _placement_of(placement, self._model_datas)
         _verify(found, self._model_datas, self._cluster_env, self._defined)
@@ -87,8 +102,42 @@ class Deployment:
             shape = group_shape(config.num_devices, per_node)
             names = tuple(self._model_datas[model_id].name for model_id in members)
             wanted.append(GroupSpec(config, shape, names, ((config, shape), {})))
-        _get(self.controller.apply_placement.remote(wanted, self._with_gpus))
+        # unless it comes to an end that says what there is
+        self.placement = None
+        try:
+            self._apply(wanted)
+        except Exception:
+            self.placement = self._served()
+            raise
         self.placement = found.copy()
+
+    def _apply(self, wanted: Sequence[GroupSpec]) -> None:
+        # not by Ray: a change that this program has given up must not come again after a later one
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                _get(self.controller.apply_placement.remote(wanted, self._with_gpus))
+                return
+            except RayActorError as error:
+                logger.warning("the controller died while it applied a placement: %s", first_line(error))
+            try:
+                _get(self.controller.ready.remote())
+            except RayActorError:
+                raise ServingError("the service has ended") from None
+        raise ServingError(f"the controller died {MAX_ATTEMPTS} times while it applied a placement")
+
+    def _served(self) -> ModelPlacement | None:
+        """Return what there is, or None if nobody says."""
+        try:
+            info: dict[str, Any] = ray.get(self.controller.get_info.remote())
+        except RayError:
+            logger.warning("it is not known which placement is served", exc_info=True)
+            return None
+        ids = {data.name: model_id for model_id, data in enumerate(self._model_datas)}
+        placed = [group_id for group_id, config in info["group_configs"].items() if config is not None]
+        return ModelPlacement(
+            [ParallelConfig(*info["group_configs"][group_id]) for group_id in placed],
+            [sorted(ids[name] for name in info["groups"][group_id] if name in ids) for group_id in placed],
+        )
 
     def follow(self, schedule: ModelPlacementWithReplacement, began: float | None = None) -> None:
         """Apply each placement of a schedule when its time has come; return when the last is applied.
@@ -122,11 +171,7 @@ class Deployment:
 
     def shutdown(self) -> None:
         """Answer what was asked, and end the service; without effect where it has ended."""
-        try:
-            _get(self.controller.shutdown.remote())
-        except RayActorError:
-            return
-        ray.kill(self.controller)
+        shut_down(self.controller)
 
     def __enter__(self) -> Deployment:
         return self
@@ -169,7 +214,8 @@ def deploy(
     enable_batching : bool
         Whether emulated models serve in batches where their profiles have several batch sizes.
     with_gpus : bool, optional
-        Whether every device is one of Ray's GPUs; by default if `model_defs` are given and the cluster has GPUs.
+        Whether every device is one of Ray's GPUs; by default if `model_defs` are given and the cluster has GPUs, free
+        or not. False for models that other servers answer for, which have the GPUs.
 
     Returns
     -------
@@ -205,12 +251,15 @@ def deploy(
             # one after the other, so that they are listed in their order
             _get(controller.register_model.remote(data.name, *model))
         if with_gpus is None:
-            with_gpus = bool(defs) and free_resources().get("GPU", 0) > 0
+            with_gpus = bool(defs) and any(node.get("GPU", 0) > 0 for node in node_resources())
         deployment = Deployment(controller, model_datas, cluster_env, defined=defs, with_gpus=with_gpus)
         deployment.apply_placement(first)
     except BaseException:
-        ray.get(controller.shutdown.remote())
-        ray.kill(controller)
+        try:
+            shut_down(controller)
+        except Exception:
+            # what went wrong before is what the caller must see
+            logger.exception("the service was ended before it could be shut down")
         raise
     return deployment
 

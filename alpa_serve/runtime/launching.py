@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alpa_serve.errors import InvalidConfigError, WorkerError
@@ -18,12 +18,9 @@ from alpa_serve.runtime.controller_actor import Controller
 from alpa_serve.runtime.group_process import MAX_CONCURRENCY
 from alpa_serve.runtime.origin import Origin
 from alpa_serve.runtime.ray_calls import cause_of
-from alpa_serve.runtime.settings import ServerSettings
+from alpa_serve.runtime.settings import CONTROLLER_NAME, ServerSettings
 from alpa_serve.scheduling import RUNTIME, ServingRules, check_rules
 from alpa_serve.util import add_sync_method
-
-CONTROLLER_NAME = "controller"
-"""Name of the controller's actor in Ray, if no other is given."""
 
 SYNCHRONISED = (
     "register_model",
@@ -111,6 +108,29 @@ def run_controller(
     return controller
 
 
+def shut_down(controller: Any) -> None:
+    """Have a controller answer what was asked, and end the service; without effect where it has ended.
+
+    A controller that is being restarted is waited for: its processes are there, and it ends them. If the wait is given
+    up (Ctrl-C), or the controller fails, it is ended all the same, and its processes follow some seconds later.
+
+    Parameters
+    ----------
+    controller : ray.actor.ActorHandle
+    """
+    try:
+        ray.get(controller.shutdown.remote())
+    except ActorUnavailableError:
+        raise
+    except RayActorError:
+        # it has ended
+        return
+    except RayTaskError as error:
+        raise cause_of(error) from None
+    finally:
+        ray.kill(controller)
+
+
 def _free_name(name: str) -> None:
     """Make room for a controller of this name, where one was shut down."""
     try:
@@ -122,13 +142,17 @@ def _free_name(name: str) -> None:
     try:
         info: dict[str, Any] = ray.get(former.get_info.remote())
         is_closed = info["closed"]
+    except ActorUnavailableError:
+        # it is being restarted
+        is_closed = False
     except RayActorError:
         is_closed = True
     if not is_closed:
         raise InvalidConfigError(
             f"a controller named {name!r} runs already; shut it down, or pass another name to this one"
         )
-    ray.kill(former)
+    # which may still be answering what was asked
+    shut_down(former)
     until = time.monotonic() + FREED_TIMEOUT_S
     while time.monotonic() < until:
         try:

@@ -47,6 +47,12 @@ def free_resources() -> dict[str, float]:
     return free
 
 
+def node_resources() -> list[dict[str, float]]:
+    """Return what each living node of the Ray cluster has in all, free or not, by kind."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
 def extend_import_path(paths: Iterable[str]) -> None:
     """Find modules of a program where it finds them itself: Ray's processes search its folder only."""
     sys.path += [path for path in paths if path not in sys.path]

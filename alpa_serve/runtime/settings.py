@@ -11,6 +11,9 @@ from alpa_serve.validation import check_int, check_real
 
 LOCALHOST = "127.0.0.1"
 
+CONTROLLER_NAME = "controller"
+"""Name of the controller's actor in Ray, if no other is given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
@@ -35,7 +38,8 @@ class ServerSettings:
     max_connections : int
         Connections at the same time; more are answered 503.
     request_timeout_s : float
-        Seconds within which a request must have its answer, or the next piece of it (504).
+        Seconds within which a request must have its answer, or the next piece of it (504); also those that a group or a
+        replica that leaves has to answer what it has been given.
     max_queue : int
         Requests that a group may have at the same time, running or waiting (503 if all that could serve are full).
     retry_after_s : float
@@ -43,9 +47,10 @@ class ServerSettings:
     max_attempts : int
         How often a request is given to a group before the deaths of groups count as its failure.
     recovery_timeout_s : float
-        Seconds that a request waits for a group to serve it while there is none up.
+        Seconds that a request waits for a group to serve it while there is none up: it is being restarted, or placed.
     drain_timeout_s : float
-        Seconds that requests have to finish when the runtime, or their group, is shut down.
+        Seconds that requests have to finish when the runtime is shut down. Those of a group or a replica that leaves
+        while it goes on have `request_timeout_s`.
     devices_timeout_s : float
         Seconds that the Ray cluster may take to set the devices of a group aside.
 
@@ -105,3 +110,16 @@ class ServerSettings:
     def scheme(self) -> str:
         """``http`` or ``https``."""
         return "http" if self.ssl_keyfile is None else "https"
+
+    def url(self, port: int) -> str:
+        """Return where clients of this machine reach the routes; it ends with a slash.
+
+        Parameters
+        ----------
+        port : int
+            On which it is listened, where :attr:`port` leaves it open.
+        """
+        # an address that stands for all of the machine's is none to connect to
+        host = {"0.0.0.0": LOCALHOST, "::": "::1"}.get(self.host, self.host)
+        shown = f"[{host}]" if ":" in host else host
+        return f"{self.scheme}://{shown}:{port}{self.root_path.rstrip('/')}/"

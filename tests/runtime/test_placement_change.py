@@ -49,7 +49,10 @@ class FakeCluster:
         self.log = []
         self.tables = []
         self.failing = {}
+        self.num_gpus_of_node = num_gpus
+        self.scattered = lambda: False
         monkeypatch.setattr(placement_change, "free_resources", lambda: {"CPU": 1.0, "GPU": self.free_gpus()})
+        monkeypatch.setattr(placement_change, "node_resources", lambda: [{"CPU": 1.0, "GPU": self.num_gpus_of_node}])
 
     def living(self):
         return [process for process in self.processes if process.actor is not None]
@@ -66,7 +69,7 @@ class FakeCluster:
         assert group.lock.locked()
         await asyncio.sleep(0)
         needed = sum(bundle.get("GPU", 0) for bundle in group.process.bundles)
-        if needed > self.free_gpus():
+        if needed > self.free_gpus() or (needed > 1 and self.scattered()):
             raise InfeasiblePlacementError(f"group {group.group_id}: no room")
         group.process.actor = FakeActor()
         group.state = UP
@@ -359,23 +362,49 @@ def test_a_group_that_comes_while_others_are_started_goes_too(cluster):
     cluster.has(spec(ONE, "a"), spec(TWO, "b"))
 
 
-def test_a_group_that_is_being_restarted_is_changed_once_it_is_up(cluster):
-    change(cluster, spec(ONE, "a"))
+def test_a_group_that_is_not_up_is_replaced_and_not_waited_for(cluster):
+    change(cluster, spec(ONE, "a"), spec(ONE, "b"))
+    (_, stays) = cluster.uids()
+    cluster.state.groups[0].state = RESTARTING
+    change(cluster, spec(ONE, "ab"), spec(ONE, "b"))
+    assert cluster.uids()[1] == stays
+    assert [kind for kind, *_ in cluster.steps("start", "end")] == ["start", "end"]
+    cluster.has(spec(ONE, "ab"), spec(ONE, "b"))
+
+
+def test_a_group_that_dies_before_it_is_changed_is_all_that_is_missing(cluster):
+    change(cluster, spec(ONE, "a"), spec(ONE, "b"))
 
     async def run():
-        (group,) = cluster.state.groups.values()
-        group.state = RESTARTING
-        async with group.lock:
-            task = asyncio.create_task(change_placement(cluster, [spec(ONE, "b")], True))
-            for _ in range(20):
-                await asyncio.sleep(0)
-            assert not task.done()
-            assert set(group.replicas) == {"a"}
-            group.state = UP
-        await task
+        task = asyncio.create_task(change_placement(cluster, [spec(ONE, "ac"), spec(ONE, "bd"), spec(TWO, "a")], True))
+        await asyncio.sleep(0)
+        cluster.state.groups[0].state = RESTARTING
+        with pytest.raises(GroupLostError, match="group 0 died before it could make a replica of 'c'"):
+            await task
 
     asyncio.run(run())
-    cluster.has(spec(ONE, "b"))
+    assert [set(group.replicas) for group in cluster.state.groups.values()] == [{"a"}, {"b", "d"}, {"a"}]
+
+
+def test_a_group_that_has_no_room_although_enough_is_free_comes_when_others_have_left(monkeypatch):
+    cluster = FakeCluster(monkeypatch, num_gpus=4)
+    change(cluster, spec(ONE, "a"), spec(ONE, "b"))
+    leaves = cluster.uids()[0]
+    # two of the four are free, but one on each node
+    cluster.scattered = lambda: any(group.uid == leaves for group in cluster.state.all_groups())
+    change(cluster, spec(TWO, "c"), spec(ONE, "b"))
+    assert cluster.steps("start", "end") == [("end", leaves), ("start", 0)]
+    cluster.has(spec(TWO, "c"), spec(ONE, "b"))
+
+
+def test_nothing_has_changed_if_no_node_could_ever_hold_a_group(monkeypatch):
+    cluster = FakeCluster(monkeypatch, num_gpus=8)
+    change(cluster, spec(ONE, "a"))
+    cluster.scattered = lambda: True
+    cluster.num_gpus_of_node = 1
+    with pytest.raises(InfeasiblePlacementError, match="no room"):
+        change(cluster, spec(TWO, "c"))
+    cluster.has(spec(ONE, "a"))
 
 
 member_lists = st.lists(st.sampled_from("abcd"), unique=True)

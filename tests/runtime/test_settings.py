@@ -57,6 +57,23 @@ def test_tls_needs_both_files_and_that_they_are_there(tmp_path):
     assert ServerSettings(ssl_keyfile=key, ssl_certfile=str(certificate)).scheme == "https"
 
 
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, "http://127.0.0.1:8000/"),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:8000/"),
+        ({"host": "::"}, "http://[::1]:8000/"),
+        ({"host": "fe80::1"}, "http://[fe80::1]:8000/"),
+        ({"host": "node", "root_path": "/api"}, "http://node:8000/api/"),
+        ({"root_path": "/api/"}, "http://127.0.0.1:8000/api/"),
+        # the port that was asked for may be any free one
+        ({"port": 0}, "http://127.0.0.1:8000/"),
+    ],
+)
+def test_the_url_is_one_to_connect_to(given, url):
+    assert ServerSettings(**given).url(8000) == url
+
+
 def test_the_bearer_token_is_neither_shown_nor_told_by_an_error():
     assert "secret" not in repr(ServerSettings(api_key="secret"))
     with pytest.raises(InvalidConfigError) as refusal:

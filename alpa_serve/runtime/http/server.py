@@ -82,10 +82,7 @@ class HttpServer:
     @property
     def url(self) -> str:
         """Where clients of this machine reach the routes."""
-        host = self._settings.host
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        shown = f"[{host}]" if ":" in host else host
-        return f"{self._settings.scheme}://{shown}:{self.port}{self._settings.root_path}"
+        return self._settings.url(self.port)
 
     async def serve(self) -> None:
         """Serve until :meth:`stop`; not at all if that was before."""

@@ -6,7 +6,8 @@ import pytest
 import requests
 from models_for_tests import RecordingModel
 
-from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
+from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, RequestTimeoutError
+from alpa_serve.runtime.settings import ServerSettings
 
 
 @pytest.fixture
@@ -150,3 +151,44 @@ def test_what_a_change_that_failed_left_behind_goes_with_the_next(serve, placeme
     names = [actor["name"] for actor in local_ray.util.list_named_actors(all_namespaces=True)]
     assert leaving not in names
     assert sum(":group-" in name for name in names) == 1
+
+
+def test_a_placement_that_came_about_in_part_is_told(serve, placement_of):
+    deployed, service = serve(placement_of((1, [0]), (2, [1])), model_defs={"c": PlacedBrokenModel()})
+    with pytest.raises(InvalidConfigError, match="'c' cannot be made"):
+        # the group of two stages stays, and gains one of two models
+        deployed.apply_placement(placement_of((2, [1, 2, 0])))
+    assert service.groups == {0: ["b"]}
+    assert deployed.placement == placement_of((2, [1]))
+
+
+def test_a_request_of_a_group_that_leaves_has_longer_than_the_end_of_the_service_would_leave_it(
+    serve, placement_of, recorded
+):
+    defs = {"a": PlacedSlowModel(recorded.path)}
+    settings = ServerSettings(drain_timeout_s=0.5, request_timeout_s=20.0)
+    deployed, service = serve(placement_of((1, [0]), (2, [1])), model_defs=defs, settings=settings)
+    asked = service.controller.handle_request.remote({"model": "a", "idx": 1})
+    time.sleep(0.5)
+    deployed.apply_placement(placement_of((2, [0, 1])))
+    # this returns when all is gone
+    assert recorded() == {1: 1}
+    assert service.ray.get(asked, timeout=30)["idx"] == 1
+
+
+class PlacedSlowModel(PlacedRecordingModel):
+    def __call__(self, *placement):
+        return RecordingModel(self.path, 4.0, *placement)
+
+
+def test_a_group_that_leaves_is_ended_when_its_requests_have_had_their_time(serve, placement_of, recorded):
+    defs = {"a": PlacedSlowModel(recorded.path)}
+    settings = ServerSettings(request_timeout_s=1.0)
+    deployed, service = serve(placement_of((1, [0]), (2, [1])), model_defs=defs, settings=settings)
+    asked = service.controller.handle_request.remote({"model": "a", "idx": 1})
+    time.sleep(0.3)
+    deployed.apply_placement(placement_of((2, [0, 1])))
+    assert service.groups == {0: ["a", "b"]}
+    with pytest.raises(RequestTimeoutError):
+        service.ray.get(asked, timeout=30)
+    assert not recorded()

@@ -109,3 +109,26 @@ def test_the_devices_are_given_back_at_the_end(serve, placement_of, local_ray):
     assert len(names()) == 2
     deployed.shutdown()
     assert not names()
+
+
+def test_a_shutdown_ends_everything_while_the_controller_is_being_restarted(serve, placement_of, local_ray):
+    deployed, service = serve(placement_of((1, [0]), (2, [1])))
+    assert len({name for name in names_of_services(local_ray) if ":" in name}) == 3
+    service.kill(service.info["pid"])
+    deployed.shutdown()
+    assert not {name for name in names_of_services(local_ray) if ":" in name}
+    assert all(g["state"] == "REMOVED" for g in local_ray.util.placement_group_table().values())
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{deployed.url}healthz", timeout=30)
+
+
+def test_whoever_shuts_down_again_waits_for_the_end(start, recorded):
+    service = start({"a": (RecordingModel, [str(recorded.path), 1.5])}, {0: ["a"]})
+    answer = service.controller.handle_request.remote({"model": "a", "idx": 1})
+    time.sleep(0.5)
+    first = service.controller.shutdown.remote()
+    time.sleep(0.2)
+    service.call("shutdown")
+    assert recorded() == {1: 1}
+    assert not {name for name in names_of_services(service.ray) if ":" in name}
+    service.ray.get([first, answer], timeout=30)

@@ -105,6 +105,15 @@ def test_a_placement_for_which_there_is_no_room_beside_the_old_one_loses_no_requ
 
 
 @pytest.mark.slow
+def test_groups_have_gpus_by_default_even_if_all_are_taken_for_now(on_gpus, placement_of, local_ray):
+    holder = local_ray.util.placement_group([{"GPU": 4}])
+    local_ray.get(holder.ready())
+    with pytest.raises(InfeasiblePlacementError, match=r"no room for .*'GPU': 2.0"):
+        on_gpus(placement_of((2, [0])), settings=ServerSettings(devices_timeout_s=1.0))
+    local_ray.util.remove_placement_group(holder)
+
+
+@pytest.mark.slow
 def test_gpus_that_another_program_holds_are_not_waited_for_longer_than_said(on_gpus, placement_of, local_ray):
     settings = ServerSettings(devices_timeout_s=1.0)
     holder = local_ray.util.placement_group([{"GPU": 3}])
