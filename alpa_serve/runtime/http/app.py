@@ -43,7 +43,8 @@ _REJECTED = json_reply({"rejected": True})
 def build_app(dispatcher: Dispatcher, settings: ServerSettings) -> ASGIApp:
     """Return the ASGI application that has requests answered by `dispatcher`.
 
-    All its routes are under ``settings.root_path``: AlpaServe's ``POST /``, OpenAI's ``/v1/models``,
+    It is to be served by :class:`~alpa_serve.runtime.http.server.HttpServer`, whose connections tell it when clients
+    leave. All its routes are under ``settings.root_path``: AlpaServe's ``POST /``, OpenAI's ``/v1/models``,
     ``/v1/completions`` and ``/v1/chat/completions``, and ``/healthz``, ``/metrics`` and ``/openapi.json``.
     """
     return _App(dispatcher, settings)
@@ -145,7 +146,8 @@ class _App:
         query = exchange.scope["query_string"]
         request = ServeRequest(fields, model=_model_in(query) if query else None)
         try:
-            answer = await self._dispatcher.answer(request)
+            with exchange.client:
+                answer = await self._dispatcher.answer(request)
         except RequestRejectedError:
             return _REJECTED
         return make_reply(encode_answer(answer), JSON_TYPE)

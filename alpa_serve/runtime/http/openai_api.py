@@ -72,7 +72,9 @@ class OpenAIApi:
         if message.stream:
             await _while_connected(exchange.receive, _stream(self._dispatcher.stream(request), writer, exchange.send))
             return None
-        return make_reply(encode_answer(writer.whole(await self._dispatcher.answer(request))), JSON_TYPE)
+        with exchange.client:
+            answer = await self._dispatcher.answer(request)
+        return make_reply(encode_answer(writer.whole(answer)), JSON_TYPE)
 
 
 async def _while_connected(receive: Receive, sending: Any) -> None:
