@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 
 import pytest
 import uvloop
@@ -43,12 +44,16 @@ def raw(path, size=0):
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("size", [0, 500_000])
+@pytest.mark.parametrize("size", [0, 80_000])
 def test_request_of_a_client_that_leaves_is_cancelled(serving, http, caplog, loop_factory, path, size):
     endless = Endless()
     with serving({"endless": endless}, loop_factory=loop_factory) as server:
         with server.connect() as client:
-            client.sendall(raw(path, size))
+            head, _, body = raw(path, size).partition(b"\r\n\r\n")
+            client.sendall(head + b"\r\n\r\n")
+            # a long body of which the end comes at once is where uvicorn reads no more
+            time.sleep(0.05)
+            client.sendall(body)
             assert endless.entered.wait(PATIENCE_S)
             assert not endless.ended.is_set()
         assert endless.cancelled.wait(PATIENCE_S)
