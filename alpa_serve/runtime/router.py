@@ -222,10 +222,16 @@ class RequestRouter:
         return [ModelCard(model.name, model.created) for model in self._table.models]
 
     def health(self) -> Health:
-        """Return whether all groups are up."""
-        num_groups = max(self._table.num_groups, len(self._groups))
-        status = "draining" if self._is_draining else "ok" if len(self._groups) == num_groups else "degraded"
-        return Health(status, len(self._groups), num_groups)
+        """Return whether all groups are up that are to be."""
+        num_groups = self._table.num_groups
+        num_up = sum(not route.is_leaving for route in self._groups.values())
+        if self._is_draining:
+            status = "draining"
+        elif num_up >= num_groups:
+            status = "ok"
+        else:
+            status = "degraded" if num_up else "unavailable"
+        return Health(status, num_up, num_groups)
 
     def metrics(self) -> bytes:
         """Return the metrics in Prometheus' text format."""

@@ -358,16 +358,33 @@ def test_health_tells_how_many_groups_are_up(virtually):
         bench = Bench()
         assert bench.router.health() == ("ok", 0, 0)
         bench.publish(num_groups=2)
-        assert bench.router.health() == ("degraded", 0, 2)
-        for uid in (1, 2):
-            bench.add(uid, FakeGroup(uid))
+        assert bench.router.health() == ("unavailable", 0, 2)
+        bench.add(1, FakeGroup(1))
+        bench.publish(num_groups=2)
+        assert bench.router.health() == ("degraded", 1, 2)
+        bench.add(2, FakeGroup(2))
         bench.publish()
-        assert bench.router.health() == ("ok", 2, 2)
-        # while one group takes over from another, both are up
-        bench.publish(num_groups=1)
         assert bench.router.health() == ("ok", 2, 2)
         bench.router.drain()
         assert bench.router.health() == ("draining", 2, 2)
+
+    virtually(run)
+
+
+def test_groups_that_leave_are_not_taken_for_those_that_are_to_be_up(virtually):
+    async def run():
+        bench = Bench()
+        for uid in (1, 2, 3):
+            bench.add(uid, FakeGroup(uid))
+        for uid in (1, 2):
+            bench.routes[uid] = bench.routes[uid]._replace(is_leaving=True)
+        bench.publish(num_groups=1)
+        assert bench.router.health() == ("ok", 1, 1)
+        bench.publish(num_groups=2)
+        assert bench.router.health() == ("degraded", 1, 2)
+        bench.router.lose(3)
+        assert bench.router.health() == ("unavailable", 0, 2)
+        assert await bench.ask() in (1, 2)
 
     virtually(run)
 

@@ -157,7 +157,7 @@ class _App:
 
     async def _health(self, exchange: Exchange) -> Reply:
         health = self._dispatcher.health()
-        if health.status == "draining":
+        if health.status in ("draining", "unavailable"):
             return json_reply(health._asdict(), 503, [retry_after(self._settings)])
         return json_reply(health._asdict())
 
