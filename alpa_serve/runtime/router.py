@@ -263,6 +263,13 @@ class RequestRouter:
         try:
             await self._hold_back(course)
             pieces = route.group.stream(model, course.request, self._settings.request_timeout_s)
+            try:
+                first = await asyncio.wait_for(_next_of(pieces), course.remaining())
+            except asyncio.TimeoutError:
+                raise RequestTimeoutError(f"model {model!r} did not begin its answer in time") from None
+            if first is None:
+                return
+            yield first
             async for reply in pieces:
                 yield reply
         finally:
@@ -395,3 +402,10 @@ class RequestRouter:
             queue_s=course.given - course.came + queue_s,
             slo_s=request.slo,
         )
+
+
+async def _next_of(pieces: AsyncIterator[Reply]) -> Reply | None:
+    """Return the next piece; None if there is none."""
+    async for reply in pieces:
+        return reply
+    return None
