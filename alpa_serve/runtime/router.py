@@ -15,11 +15,10 @@ from alpa_serve.errors import (
     OverloadedError,
     RequestRejectedError,
     RequestTimeoutError,
-    ServingError,
 )
 from alpa_serve.runtime.dispatcher import Health, ModelCard
-from alpa_serve.runtime.http.metrics import Outcome, ServingMetrics
 from alpa_serve.runtime.in_flight import InFlight
+from alpa_serve.runtime.metrics import ServingMetrics, outcome_of
 from alpa_serve.runtime.request import shown
 from alpa_serve.runtime.routing_table import GroupDiedError, RoutingTable
 from alpa_serve.scheduling import Scheduler
@@ -34,16 +33,6 @@ if TYPE_CHECKING:
     from alpa_serve.runtime.routing_table import GroupRoute, ModelRoute
     from alpa_serve.runtime.settings import ServerSettings
     from alpa_serve.scheduling import ServingRules
-
-OUTCOMES: tuple[tuple[type[ServingError], Outcome], ...] = (
-    (RequestRejectedError, "rejected"),
-    (ModelNotFoundError, "not_found"),
-    (InvalidRequestError, "invalid"),
-    (OverloadedError, "overloaded"),
-    (GroupLostError, "lost"),
-    (RequestTimeoutError, "timeout"),
-)
-"""What the metrics call each way in which a request has no answer; all others have failed."""
 
 
 class _Course:
@@ -389,15 +378,11 @@ class RequestRouter:
     def _observe(self, course: _Course, error: BaseException | None, queue_s: float = 0.0) -> None:
         """Count a request in the metrics."""
         request = course.request
-        outcome: Outcome = "answered"
-        if error is not None:
-            kinds = (name for kind, name in OUTCOMES if isinstance(error, kind))
-            outcome = next(kinds, "failed" if isinstance(error, Exception) else "cancelled")
         now = time.monotonic()
         self._metrics.observe(
             request.model,
             "" if course.route is None else str(course.route.group_id),
-            outcome,
+            outcome_of(error),
             latency_s=now - course.sent,
             queue_s=course.given - course.came + queue_s,
             slo_s=request.slo,

@@ -23,10 +23,10 @@ from alpa_serve.runtime.http.errors import (
     retry_after,
 )
 from alpa_serve.runtime.http.exchange import Exchange, Head
-from alpa_serve.runtime.http.metrics import CONTENT_TYPE
 from alpa_serve.runtime.http.openai_api import OpenAIApi
 from alpa_serve.runtime.http.openapi import openapi_document
 from alpa_serve.runtime.http.replies import JSON_TYPE, Reply, encode_answer, json_reply, make_reply
+from alpa_serve.runtime.metrics import CONTENT_TYPE
 from alpa_serve.runtime.request import ServeRequest
 
 if TYPE_CHECKING:
