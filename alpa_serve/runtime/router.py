@@ -45,6 +45,7 @@ class _Course:
         self.sent = self.came - max(0.0, time.time() - request.sent)
         self.deadline = self.came + timeout_s
         self.attempts = 0
+        self.deaths = 0
         self.route: GroupRoute | None = None
         # groups that had no replica for it after all
         self.absent: set[int] = set()
@@ -161,6 +162,7 @@ class RequestRouter:
                 try:
                     reply = await self._handle(route, course)
                 except GroupDiedError:
+                    course.deaths += 1
                     self.lose(route.uid)
                     continue
                 if not isinstance(reply.error, GroupLostError):
@@ -198,6 +200,7 @@ class RequestRouter:
                         else:
                             has_begun = True
                 except GroupDiedError:
+                    course.deaths += 1
                     self.lose(route.uid)
                     if has_begun:
                         raise GroupLostError("the group that was answering died") from None
@@ -292,7 +295,8 @@ class RequestRouter:
         if self._is_draining and course.attempts == 0:
             raise OverloadedError("the service is shutting down")
         if course.attempts >= self._settings.max_attempts:
-            raise GroupLostError(f"{course.attempts} groups died before one answered")
+            absent = course.attempts - course.deaths
+            raise GroupLostError(f"no group answered: of those asked, {course.deaths} died, {absent} had no replica")
         course.attempts += 1
         until = min(time.monotonic() + self._settings.recovery_timeout_s, course.deadline)
         while True:
