@@ -25,7 +25,7 @@ from alpa_serve.runtime.http.errors import (
 from alpa_serve.runtime.http.exchange import Exchange, Head
 from alpa_serve.runtime.http.openai_api import OpenAIApi
 from alpa_serve.runtime.http.openapi import openapi_document
-from alpa_serve.runtime.http.replies import JSON_TYPE, Reply, encode_answer, json_reply, make_reply
+from alpa_serve.runtime.http.replies import JSON_TYPE, HttpReply, encode_answer, json_reply, make_reply
 from alpa_serve.runtime.metrics import CONTENT_TYPE
 from alpa_serve.runtime.request import ServeRequest
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from alpa_serve.runtime.dispatcher import Dispatcher
     from alpa_serve.runtime.settings import ServerSettings
 
-Handler = Callable[[Exchange], Awaitable[Reply | None]]
+Handler = Callable[[Exchange], Awaitable[HttpReply | None]]
 
 _REJECTED = json_reply({"rejected": True})
 
@@ -141,7 +141,7 @@ class _App:
                 headers=[(b"www-authenticate", b"Bearer")],
             )
 
-    async def _answer(self, exchange: Exchange) -> Reply:
+    async def _answer(self, exchange: Exchange) -> HttpReply:
         fields = await exchange.json()
         query = exchange.scope["query_string"]
         request = ServeRequest(fields, model=_model_in(query) if query else None)
@@ -152,19 +152,19 @@ class _App:
             return _REJECTED
         return make_reply(encode_answer(answer), JSON_TYPE)
 
-    async def _model(self, exchange: Exchange) -> Reply:
+    async def _model(self, exchange: Exchange) -> HttpReply:
         return self._openai.describe_model(exchange.scope["path"][len(self._model_prefix) :])
 
-    async def _health(self, exchange: Exchange) -> Reply:
+    async def _health(self, exchange: Exchange) -> HttpReply:
         health = self._dispatcher.health()
         if health.status in ("draining", "unavailable"):
             return json_reply(health._asdict(), 503, [retry_after(self._settings)])
         return json_reply(health._asdict())
 
-    async def _metrics(self, exchange: Exchange) -> Reply:
+    async def _metrics(self, exchange: Exchange) -> HttpReply:
         return make_reply(self._dispatcher.metrics(), CONTENT_TYPE)
 
-    async def _describe(self, exchange: Exchange) -> Reply:
+    async def _describe(self, exchange: Exchange) -> HttpReply:
         return self._openapi
 
 
