@@ -46,7 +46,7 @@ setup(
         "rich>=13.0",
         "ray>=2.40",
         "starlette>=0.37",
-        "uvicorn>=0.29",
+        "uvicorn>=0.29,<0.55",
         "httptools>=0.6",
         "uvloop>=0.19; sys_platform != 'win32'",
         "aiohttp>=3.9",

@@ -59,6 +59,16 @@ def test_module_imports_only_from_its_own_room_and_from_layers_below(path):
             assert allowed, f"{room} must not import {module}"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for path in (PACKAGE / "runtime").glob("*.py") if path.name != "router_actor.py"],
+    ids=lambda p: p.name,
+)
+def test_only_the_process_that_listens_knows_of_http(path):
+    modules = imported_modules(ast.parse(path.read_text(encoding="utf-8")))
+    assert not [module for module in modules if module.startswith("alpa_serve.runtime.http")]
+
+
 def test_importing_the_policies_loads_no_heavy_package():
     heavy = ["ray", "pandas", "pyarrow", "datasets", "matplotlib", "starlette", "pydantic", "rich", "asyncio"]
     modules = "alpa_serve.placement_policy, alpa_serve.simulator.controller, alpa_serve.trace"

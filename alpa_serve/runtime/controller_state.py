@@ -189,6 +189,7 @@ class ControllerState:
                     RayGroup(group.process.actor),
                     {name: replica.scaled_timing for name, replica in group.replicas.items()},
                     group.num_restarts,
+                    group in self.leaving,
                 )
                 for group in self.all_groups()
                 # a restored group has no process before it was looked for

@@ -29,9 +29,10 @@ class Health(NamedTuple):
 
     Attributes
     ----------
-    status : {"ok", "degraded", "draining"}
-        Whether all groups serve, some are being restarted, or no new requests are taken.
+    status : {"ok", "degraded", "unavailable", "draining"}
+        Whether all groups serve, some are down, all are, or no new requests are taken.
     groups_up, groups : int
+        Those that are to be up; groups that are leaving count in neither.
     """
 
     status: str

@@ -19,6 +19,10 @@ COMPLETIONS, CHAT_COMPLETIONS = "completions", "chat/completions"
 LARGEST_TOKEN_COUNT = 10**9
 """Tokens that no request has."""
 
+LONGEST_WAY_S = 3600.0
+"""Seconds that a request may have been on its way. A ``"submit_time"`` before that is of another clock; as it is, it
+would outweigh all others in the latencies that are summed up."""
+
 
 class ServeRequest(dict[str, Any]):
     """The JSON object that was posted: a dict, of which ``await request.json()`` gives a plain copy.
@@ -32,8 +36,8 @@ class ServeRequest(dict[str, Any]):
     slo : float
         Seconds from `sent` within which the answer is wanted; infinity if the object has no ``"slo"``.
     sent : float
-        When it was sent, in seconds of this machine's :func:`time.time`: ``"submit_time"``, but not later than its
-        coming in, or else when it came in.
+        When it was sent, in seconds of this machine's :func:`time.time`: ``"submit_time"``, but neither later than its
+        coming in nor more than :data:`LONGEST_WAY_S` before, or else when it came in.
     input_tokens, output_tokens : int or None
         Length of the prompt and of the answer, where the object or the endpoint tells.
     queue_s : float
@@ -87,7 +91,7 @@ class ServeRequest(dict[str, Any]):
         self.slo = math.inf if slo is None else slo
         submitted = self._number("submit_time")
         # a clock that is ahead would grant the request more time than it has
-        self.sent = now if submitted is None else min(submitted, now)
+        self.sent = now if submitted is None else min(max(submitted, now - LONGEST_WAY_S), now)
         self.input_tokens = self._tokens("input_tokens", input_tokens)
         self.output_tokens = self._tokens("output_tokens", output_tokens)
 

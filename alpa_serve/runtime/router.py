@@ -15,11 +15,10 @@ from alpa_serve.errors import (
     OverloadedError,
     RequestRejectedError,
     RequestTimeoutError,
-    ServingError,
 )
 from alpa_serve.runtime.dispatcher import Health, ModelCard
-from alpa_serve.runtime.http.metrics import Outcome, ServingMetrics
 from alpa_serve.runtime.in_flight import InFlight
+from alpa_serve.runtime.metrics import ServingMetrics, outcome_of
 from alpa_serve.runtime.request import shown
 from alpa_serve.runtime.routing_table import GroupDiedError, RoutingTable
 from alpa_serve.scheduling import Scheduler
@@ -35,16 +34,6 @@ if TYPE_CHECKING:
     from alpa_serve.runtime.settings import ServerSettings
     from alpa_serve.scheduling import ServingRules
 
-OUTCOMES: tuple[tuple[type[ServingError], Outcome], ...] = (
-    (RequestRejectedError, "rejected"),
-    (ModelNotFoundError, "not_found"),
-    (InvalidRequestError, "invalid"),
-    (OverloadedError, "overloaded"),
-    (GroupLostError, "lost"),
-    (RequestTimeoutError, "timeout"),
-)
-"""What the metrics call each way in which a request has no answer; all others have failed."""
-
 
 class _Course:
     """What became of a request so far."""
@@ -56,6 +45,7 @@ class _Course:
         self.sent = self.came - max(0.0, time.time() - request.sent)
         self.deadline = self.came + timeout_s
         self.attempts = 0
+        self.deaths = 0
         self.route: GroupRoute | None = None
         # groups that had no replica for it after all
         self.absent: set[int] = set()
@@ -172,6 +162,7 @@ class RequestRouter:
                 try:
                     reply = await self._handle(route, course)
                 except GroupDiedError:
+                    course.deaths += 1
                     self.lose(route.uid)
                     continue
                 if not isinstance(reply.error, GroupLostError):
@@ -209,6 +200,7 @@ class RequestRouter:
                         else:
                             has_begun = True
                 except GroupDiedError:
+                    course.deaths += 1
                     self.lose(route.uid)
                     if has_begun:
                         raise GroupLostError("the group that was answering died") from None
@@ -222,10 +214,16 @@ class RequestRouter:
         return [ModelCard(model.name, model.created) for model in self._table.models]
 
     def health(self) -> Health:
-        """Return whether all groups are up."""
-        num_groups = max(self._table.num_groups, len(self._groups))
-        status = "draining" if self._is_draining else "ok" if len(self._groups) == num_groups else "degraded"
-        return Health(status, len(self._groups), num_groups)
+        """Return whether all groups are up that are to be."""
+        num_groups = self._table.num_groups
+        num_up = sum(not route.is_leaving for route in self._groups.values())
+        if self._is_draining:
+            status = "draining"
+        elif num_up >= num_groups:
+            status = "ok"
+        else:
+            status = "degraded" if num_up else "unavailable"
+        return Health(status, num_up, num_groups)
 
     def metrics(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
@@ -257,6 +255,13 @@ class RequestRouter:
         try:
             await self._hold_back(course)
             pieces = route.group.stream(model, course.request, self._settings.request_timeout_s)
+            try:
+                first = await asyncio.wait_for(_next_of(pieces), course.remaining())
+            except asyncio.TimeoutError:
+                raise RequestTimeoutError(f"model {model!r} did not begin its answer in time") from None
+            if first is None:
+                return
+            yield first
             async for reply in pieces:
                 yield reply
         finally:
@@ -290,7 +295,8 @@ class RequestRouter:
         if self._is_draining and course.attempts == 0:
             raise OverloadedError("the service is shutting down")
         if course.attempts >= self._settings.max_attempts:
-            raise GroupLostError(f"{course.attempts} groups died before one answered")
+            absent = course.attempts - course.deaths
+            raise GroupLostError(f"no group answered: of those asked, {course.deaths} died, {absent} had no replica")
         course.attempts += 1
         until = min(time.monotonic() + self._settings.recovery_timeout_s, course.deadline)
         while True:
@@ -376,16 +382,19 @@ class RequestRouter:
     def _observe(self, course: _Course, error: BaseException | None, queue_s: float = 0.0) -> None:
         """Count a request in the metrics."""
         request = course.request
-        outcome: Outcome = "answered"
-        if error is not None:
-            kinds = (name for kind, name in OUTCOMES if isinstance(error, kind))
-            outcome = next(kinds, "failed" if isinstance(error, Exception) else "cancelled")
         now = time.monotonic()
         self._metrics.observe(
             request.model,
             "" if course.route is None else str(course.route.group_id),
-            outcome,
+            outcome_of(error),
             latency_s=now - course.sent,
             queue_s=course.given - course.came + queue_s,
             slo_s=request.slo,
         )
+
+
+async def _next_of(pieces: AsyncIterator[Reply]) -> Reply | None:
+    """Return the next piece; None if there is none."""
+    async for reply in pieces:
+        return reply
+    return None

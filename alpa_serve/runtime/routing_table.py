@@ -50,6 +50,8 @@ class GroupRoute(NamedTuple):
         Of each model that it holds; None where requests in flight decide.
     num_restarts : int
         How often its process was started anew.
+    is_leaving : bool
+        Whether a new placement does without it, so that it goes once its requests are answered.
     """
 
     uid: int
@@ -57,6 +59,7 @@ class GroupRoute(NamedTuple):
     group: Group
     timings: Mapping[str, ReplicaTiming | None]
     num_restarts: int = 0
+    is_leaving: bool = False
 
 
 class ModelRoute(NamedTuple):
@@ -86,9 +89,9 @@ class RoutingTable(NamedTuple):
     models : tuple of ModelRoute
         In the order of registration.
     groups : tuple of GroupRoute
-        Those that are up.
+        Those that are up, those that leave too.
     num_groups : int
-        Those that are to be up.
+        How many are to be up: without those that leave.
     """
 
     version: int

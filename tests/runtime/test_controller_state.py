@@ -71,6 +71,7 @@ def test_requests_go_to_groups_that_are_up_and_to_those_that_leave(state):
     assert [(route.uid, route.group_id) for route in table.groups] == [(up.uid, 4), (leaving.uid, 1)]
     assert [route.group.actor for route in table.groups] == [up.process.actor, leaving.process.actor]
     assert table.groups[0].timings == {"a": ONE_SECOND, "b": ONE_SECOND}
+    assert [route.is_leaving for route in table.groups] == [False, True]
     # those that leave are not among those that are to be up
     assert table.num_groups == 3
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alpa_serve.errors import InvalidRequestError
 from alpa_serve.runtime import request as request_module
-from alpa_serve.runtime.request import CHAT_COMPLETIONS, LARGEST_TOKEN_COUNT, ServeRequest, request_of
+from alpa_serve.runtime.request import CHAT_COMPLETIONS, LARGEST_TOKEN_COUNT, LONGEST_WAY_S, ServeRequest, request_of
 from alpa_serve.simulator.workload import Request, Workload
 
 FIELDS = ("endpoint", "model", "slo", "sent", "input_tokens", "output_tokens", "queue_s")
@@ -58,6 +58,12 @@ def test_what_the_object_says_is_read():
 @pytest.mark.usefixtures("at_noon")
 def test_a_client_whose_clock_is_ahead_gets_no_more_time():
     assert ServeRequest({"model": "a", "submit_time": 1000.5}).sent == 1000.0
+
+
+@pytest.mark.parametrize("submit_time", [0, -1e300, 5e8 - LONGEST_WAY_S - 0.5])
+def test_a_request_was_on_its_way_for_an_hour_at_most(monkeypatch, submit_time):
+    monkeypatch.setattr(request_module, "time", SimpleNamespace(time=lambda: 5e8))
+    assert ServeRequest({"model": "a", "submit_time": submit_time}).sent == 5e8 - LONGEST_WAY_S
 
 
 def test_a_model_that_is_given_goes_before_that_of_the_object():
@@ -122,7 +128,7 @@ def test_whatever_is_posted_there_is_a_request_or_a_refusal(fields, anything):
         assert request.model
         assert request.slo >= 0
         assert math.isfinite(request.sent)
-        assert request.sent <= time.time()
+        assert time.time() - LONGEST_WAY_S - 60.0 <= request.sent <= time.time()
         assert all(
             count is None or 0 <= count <= LARGEST_TOKEN_COUNT
             for count in (request.input_tokens, request.output_tokens)
@@ -176,6 +182,7 @@ def test_what_is_no_object_is_refused(posted):
         asyncio.run(request_of(posted))
 
 
+@pytest.mark.usefixtures("at_noon")
 def test_a_request_of_the_simulator_is_a_request():
     request = asyncio.run(request_of(Request("a", "prompt", 2.0, 4, {}, 17.0, input_tokens=5, output_tokens=6)))
     assert request == {

@@ -273,6 +273,34 @@ def test_the_time_of_an_answer_counts_all_its_attempts(virtually):
     virtually(run)
 
 
+def test_the_time_to_the_first_piece_counts_all_attempts_and_later_pieces_have_their_own(virtually):
+    async def run():
+        bench = Bench(request_timeout_s=3.0)
+        dying = bench.add(1, FakeGroup("dying", 2.5))
+        other = bench.add(2, FakeGroup("other", 2.0))
+        bench.publish()
+        task = bench.listen()
+        await wait_until(2.0)
+        dying.die()
+        assert isinstance(await error_of(task), RequestTimeoutError)
+        assert now() == 3.0
+        assert other.num_open == 0
+        dying = bench.add(3, FakeGroup("dying", 2.5))
+        bench.routes.pop(1)
+        bench.routes[4] = bench.routes.pop(2)._replace(uid=4)
+        bench.publish()
+        task = bench.listen()
+        await wait_until(3.5)
+        dying.die()
+        await wait_until(4.0)
+        other.service_s = 2.75  # more than was left for the first piece
+        assert await task == ["other.0", "other.1", "other.2"]
+        assert now() == 3.5 + 2.0 + 3 * 2.75
+        bench.check_empty()
+
+    virtually(run)
+
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -358,16 +386,33 @@ def test_health_tells_how_many_groups_are_up(virtually):
         bench = Bench()
         assert bench.router.health() == ("ok", 0, 0)
         bench.publish(num_groups=2)
-        assert bench.router.health() == ("degraded", 0, 2)
-        for uid in (1, 2):
-            bench.add(uid, FakeGroup(uid))
+        assert bench.router.health() == ("unavailable", 0, 2)
+        bench.add(1, FakeGroup(1))
+        bench.publish(num_groups=2)
+        assert bench.router.health() == ("degraded", 1, 2)
+        bench.add(2, FakeGroup(2))
         bench.publish()
-        assert bench.router.health() == ("ok", 2, 2)
-        # while one group takes over from another, both are up
-        bench.publish(num_groups=1)
         assert bench.router.health() == ("ok", 2, 2)
         bench.router.drain()
         assert bench.router.health() == ("draining", 2, 2)
+
+    virtually(run)
+
+
+def test_groups_that_leave_are_not_taken_for_those_that_are_to_be_up(virtually):
+    async def run():
+        bench = Bench()
+        for uid in (1, 2, 3):
+            bench.add(uid, FakeGroup(uid))
+        for uid in (1, 2):
+            bench.routes[uid] = bench.routes[uid]._replace(is_leaving=True)
+        bench.publish(num_groups=1)
+        assert bench.router.health() == ("ok", 1, 1)
+        bench.publish(num_groups=2)
+        assert bench.router.health() == ("degraded", 1, 2)
+        bench.router.lose(3)
+        assert bench.router.health() == ("unavailable", 0, 2)
+        assert await bench.ask() in (1, 2)
 
     virtually(run)
 

@@ -113,7 +113,9 @@ def test_a_request_that_kills_its_groups_is_given_up(virtually):
         bench.publish()
         for group in groups[:4]:
             group.die()
-        assert isinstance(await error_of(bench.ask()), GroupLostError)
+        error = await error_of(bench.ask())
+        assert isinstance(error, GroupLostError)
+        assert str(error) == "no group answered: of those asked, 3 died, 0 had no replica"
         assert bench.lost == [0, 1, 2]
         assert bench.metric("requests_total", outcome="lost") == 1
         assert await bench.ask() == 4
@@ -147,7 +149,14 @@ def test_a_group_that_has_its_replica_a_moment_later_is_asked_again(virtually, m
         bench.publish()
         assert await getattr(bench, method)() == ("g" if method == "ask" else ["g.0", "g.1", "g.2"])
         group.num_absent = 3
-        assert isinstance(await error_of(getattr(bench, method)()), GroupLostError)
+        error = await error_of(getattr(bench, method)())
+        assert isinstance(error, GroupLostError)
+        assert str(error) == "no group answered: of those asked, 0 died, 3 had no replica"
+        bench.add(1, FakeGroup("dying")).die()
+        bench.add(2, FakeGroup("without", num_absent=3))
+        bench.publish()
+        error = await error_of(getattr(bench, method)())
+        assert str(error) == "no group answered: of those asked, 1 died, 2 had no replica"
         bench.check_empty()
 
     virtually(run)
@@ -288,7 +297,7 @@ def test_a_request_that_is_cancelled_is_with_no_group_any_more(virtually, method
         bench.publish()
         task = getattr(bench, method)()
         await wait_until(1.0)
-        assert bench.router.in_flight.total() == (state != "waiting")
+        assert bench.router.in_flight.of_group(1) == (state != "waiting")
         assert bench.router._num_waiting == (state == "waiting")
         assert group.num_open == (state == "running")
         task.cancel()

@@ -23,10 +23,10 @@ from alpa_serve.runtime.http.errors import (
     retry_after,
 )
 from alpa_serve.runtime.http.exchange import Exchange, Head
-from alpa_serve.runtime.http.metrics import CONTENT_TYPE
 from alpa_serve.runtime.http.openai_api import OpenAIApi
 from alpa_serve.runtime.http.openapi import openapi_document
-from alpa_serve.runtime.http.replies import JSON_TYPE, Reply, encode_answer, json_reply, make_reply
+from alpa_serve.runtime.http.replies import JSON_TYPE, HttpReply, encode_answer, json_reply, make_reply
+from alpa_serve.runtime.metrics import CONTENT_TYPE
 from alpa_serve.runtime.request import ServeRequest
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from alpa_serve.runtime.dispatcher import Dispatcher
     from alpa_serve.runtime.settings import ServerSettings
 
-Handler = Callable[[Exchange], Awaitable[Reply | None]]
+Handler = Callable[[Exchange], Awaitable[HttpReply | None]]
 
 _REJECTED = json_reply({"rejected": True})
 
@@ -43,7 +43,8 @@ _REJECTED = json_reply({"rejected": True})
 def build_app(dispatcher: Dispatcher, settings: ServerSettings) -> ASGIApp:
     """Return the ASGI application that has requests answered by `dispatcher`.
 
-    All its routes are under ``settings.root_path``: AlpaServe's ``POST /``, OpenAI's ``/v1/models``,
+    It is to be served by :class:`~alpa_serve.runtime.http.server.HttpServer`, whose connections tell it when clients
+    leave. All its routes are under ``settings.root_path``: AlpaServe's ``POST /``, OpenAI's ``/v1/models``,
     ``/v1/completions`` and ``/v1/chat/completions``, and ``/healthz``, ``/metrics`` and ``/openapi.json``.
     """
     return _App(dispatcher, settings)
@@ -140,29 +141,30 @@ class _App:
                 headers=[(b"www-authenticate", b"Bearer")],
             )
 
-    async def _answer(self, exchange: Exchange) -> Reply:
+    async def _answer(self, exchange: Exchange) -> HttpReply:
         fields = await exchange.json()
         query = exchange.scope["query_string"]
         request = ServeRequest(fields, model=_model_in(query) if query else None)
         try:
-            answer = await self._dispatcher.answer(request)
+            with exchange.client:
+                answer = await self._dispatcher.answer(request)
         except RequestRejectedError:
             return _REJECTED
         return make_reply(encode_answer(answer), JSON_TYPE)
 
-    async def _model(self, exchange: Exchange) -> Reply:
+    async def _model(self, exchange: Exchange) -> HttpReply:
         return self._openai.describe_model(exchange.scope["path"][len(self._model_prefix) :])
 
-    async def _health(self, exchange: Exchange) -> Reply:
+    async def _health(self, exchange: Exchange) -> HttpReply:
         health = self._dispatcher.health()
-        if health.status == "draining":
+        if health.status in ("draining", "unavailable"):
             return json_reply(health._asdict(), 503, [retry_after(self._settings)])
         return json_reply(health._asdict())
 
-    async def _metrics(self, exchange: Exchange) -> Reply:
+    async def _metrics(self, exchange: Exchange) -> HttpReply:
         return make_reply(self._dispatcher.metrics(), CONTENT_TYPE)
 
-    async def _describe(self, exchange: Exchange) -> Reply:
+    async def _describe(self, exchange: Exchange) -> HttpReply:
         return self._openapi
 
 

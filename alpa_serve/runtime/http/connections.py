@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from alpa_serve.runtime.http.client import STATE_KEY, Client
 from alpa_serve.runtime.http.errors import SERVER, HttpError, http_error_reply, retry_after
 
 if TYPE_CHECKING:
@@ -50,12 +51,16 @@ class LimitedConnection(HttpToolsProtocol):
     _stalled: asyncio.TimerHandle | None = None
     _refusal: HttpError | None = None
     _is_refused = False
+    _client: Client
 
     # --- the transport's side
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head; refuse the connection if there are too many."""
         super().connection_made(transport)
+        self._client = Client()
+        # each request has a copy of this
+        self.app_state = {**self.app_state, STATE_KEY: self._client}
         settings = self.settings
         if len(self.connections) > settings.max_connections:
             self._refuse(
@@ -93,11 +98,12 @@ class LimitedConnection(HttpToolsProtocol):
                 self._start_timer(self.settings.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection, and have nobody wait for an answer that cannot be sent."""
         self._stop_timer()
         self._stop_stalled()
         self.lingering.discard(self)
         super().connection_lost(exc)
+        self._client.leave()
 
     def pause_writing(self) -> None:
         """Give the client a time to read what waits for it; answers are kept in memory until then."""
@@ -142,6 +148,9 @@ class LimitedConnection(HttpToolsProtocol):
         """Note that a body has come."""
         self._parts_read += 1
         super().on_message_complete()
+        if not self.pipeline:
+            # a long body may have paused it, and a client that leaves is only noticed while the connection is read
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """Do not wait long for the rest of a body that no one is going to read."""

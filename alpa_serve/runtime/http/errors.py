@@ -16,7 +16,7 @@ from alpa_serve.errors import (
     RequestTimeoutError,
     ServingError,
 )
-from alpa_serve.runtime.http.replies import Reply, json_reply
+from alpa_serve.runtime.http.replies import HttpReply, json_reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,12 +95,12 @@ def retry_after(settings: ServerSettings) -> tuple[bytes, bytes]:
     return b"retry-after", str(math.ceil(settings.retry_after_s)).encode("ascii")
 
 
-def http_error_reply(error: HttpError) -> Reply:
+def http_error_reply(error: HttpError) -> HttpReply:
     """Return what the client of a refused request is told."""
     return json_reply(error_object(str(error), error.type, error.code), error.status, error.headers)
 
 
-def error_reply(error: Exception, settings: ServerSettings) -> Reply:
+def error_reply(error: Exception, settings: ServerSettings) -> HttpReply:
     """Return what the client is told of `error`; one that is not expected is logged, and only so told in detail."""
     if isinstance(error, HttpError):
         return http_error_reply(error)

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alpa_serve.errors import InvalidRequestError
 from alpa_serve.runtime.http.bodies import parse_object, read_body
+from alpa_serve.runtime.http.client import STATE_KEY
 from alpa_serve.runtime.http.errors import HttpError
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
+
+    from alpa_serve.runtime.http.client import Client
 
 
 class Head(NamedTuple):
@@ -71,6 +74,12 @@ class Exchange(NamedTuple):
     send: Send
     head: Head
     max_body_bytes: int
+
+    @property
+    def client(self) -> Client:
+        """Who sent it; as a context, it ends when the client leaves."""
+        client: Client = self.scope["state"][STATE_KEY]
+        return client
 
     async def json(self) -> dict[str, Any]:
         """Return the JSON object that was posted.

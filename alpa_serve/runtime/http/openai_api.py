@@ -13,7 +13,7 @@ from alpa_serve.runtime.http.openai_messages import ChatCompletionRequest, Compl
 from alpa_serve.runtime.http.replies import (
     EVENT_STREAM_TYPE,
     JSON_TYPE,
-    Reply,
+    HttpReply,
     encode_answer,
     json_reply,
     make_reply,
@@ -43,26 +43,26 @@ class OpenAIApi:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
 
-    async def list_models(self, exchange: Exchange) -> Reply:
+    async def list_models(self, exchange: Exchange) -> HttpReply:
         """``GET /v1/models``."""
         return json_reply({"object": "list", "data": [_model_object(card) for card in self._dispatcher.model_cards()]})
 
-    def describe_model(self, name: str) -> Reply:
+    def describe_model(self, name: str) -> HttpReply:
         """``GET /v1/models/{model}``."""
         for card in self._dispatcher.model_cards():
             if card.name == name:
                 return json_reply(_model_object(card))
         raise ModelNotFoundError(f"there is no model {name[:60]!r}")
 
-    async def complete(self, exchange: Exchange) -> Reply | None:
+    async def complete(self, exchange: Exchange) -> HttpReply | None:
         """``POST /v1/completions``."""
         return await self._generate(exchange, CompletionRequest, COMPLETIONS)
 
-    async def chat(self, exchange: Exchange) -> Reply | None:
+    async def chat(self, exchange: Exchange) -> HttpReply | None:
         """``POST /v1/chat/completions``."""
         return await self._generate(exchange, ChatCompletionRequest, CHAT_COMPLETIONS)
 
-    async def _generate(self, exchange: Exchange, kind: type[Message], endpoint: str) -> Reply | None:
+    async def _generate(self, exchange: Exchange, kind: type[Message], endpoint: str) -> HttpReply | None:
         fields = await exchange.json()
         message = parse_message(kind, fields)
         request = ServeRequest(
@@ -72,7 +72,9 @@ class OpenAIApi:
         if message.stream:
             await _while_connected(exchange.receive, _stream(self._dispatcher.stream(request), writer, exchange.send))
             return None
-        return make_reply(encode_answer(writer.whole(await self._dispatcher.answer(request))), JSON_TYPE)
+        with exchange.client:
+            answer = await self._dispatcher.answer(request)
+        return make_reply(encode_answer(writer.whole(answer)), JSON_TYPE)
 
 
 async def _while_connected(receive: Receive, sending: Any) -> None:

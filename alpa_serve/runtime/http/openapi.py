@@ -32,7 +32,7 @@ _HEALTH = {
     "type": "object",
     "required": ["status", "groups_up", "groups"],
     "properties": {
-        "status": {"enum": ["ok", "degraded", "draining"]},
+        "status": {"enum": ["ok", "degraded", "unavailable", "draining"]},
         "groups_up": _WHOLE,
         "groups": _WHOLE,
     },
@@ -131,7 +131,10 @@ def openapi_document(base: str, *, needs_token: bool) -> dict[str, Any]:
             for operation in path.values():
                 operation["responses"]["401"] = _error("The API key is missing or wrong.")
     health = _operation("health", "Whether requests are served.", _json(_named("Health")), {})
-    health["responses"]["503"] = {"description": "No new requests are taken.", "content": _json(_named("Health"))}
+    health["responses"]["503"] = {
+        "description": "No group is up, or no new requests are taken.",
+        "content": _json(_named("Health")),
+    }
     health["security"] = []
     paths[f"{base}/healthz"] = {"get": health}
     return document

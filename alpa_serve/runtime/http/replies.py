@@ -26,7 +26,7 @@ _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_as_
 Headers = list[tuple[bytes, bytes]]
 
 
-class Reply(NamedTuple):
+class HttpReply(NamedTuple):
     """An answer with its whole body.
 
     Attributes
@@ -43,10 +43,10 @@ class Reply(NamedTuple):
 
 def make_reply(
     body: bytes, content_type: bytes, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()
-) -> Reply:
+) -> HttpReply:
     """Return a reply with the headers that every answer has, and `headers`."""
     length = str(len(body)).encode("ascii")
-    return Reply(status, [*stream_headers(content_type), (b"content-length", length), *headers], body)
+    return HttpReply(status, [*stream_headers(content_type), (b"content-length", length), *headers], body)
 
 
 def stream_headers(content_type: bytes) -> Headers:
@@ -54,7 +54,7 @@ def stream_headers(content_type: bytes) -> Headers:
     return [(b"content-type", content_type), (b"x-content-type-options", b"nosniff")]
 
 
-def json_reply(content: object, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> Reply:
+def json_reply(content: object, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> HttpReply:
     """Return `content` as a reply in JSON; it is the server's own or was checked by :func:`encode_answer`."""
     return make_reply(_to_json(content).encode("ascii"), JSON_TYPE, status, headers)
 

@@ -140,7 +140,9 @@ def test_token_is_checked_before_the_body_comes(serving):
         assert client.recv(1000).startswith(b"HTTP/1.1 401 ")
 
 
-@pytest.mark.parametrize(("status", "http_status"), [("ok", 200), ("degraded", 200), ("draining", 503)])
+@pytest.mark.parametrize(
+    ("status", "http_status"), [("ok", 200), ("degraded", 200), ("unavailable", 503), ("draining", 503)]
+)
 def test_health_says_how_the_groups_are(serving, http, status, http_status):
     with serving() as server:
         server.dispatcher.status = status

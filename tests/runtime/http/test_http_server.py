@@ -261,26 +261,6 @@ def test_client_that_does_not_read_its_answer_is_cut_off(serving, monkeypatch, s
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pause_writing",
-        "resume_writing",
-        "connection_made",
-        "connection_lost",
-        "data_received",
-        "on_message_begin",
-        "on_headers_complete",
-        "on_message_complete",
-        "on_response_complete",
-        "send_400_response",
-        "_unset_keepalive_if_required",
-    ],
-)
-def test_uvicorn_still_has_the_methods_that_limits_are_built_on(name):
-    assert callable(getattr(httptools_impl.HttpToolsProtocol, name))
-
-
 def test_nothing_is_logged_as_an_error_where_all_is_well(serving, caplog):
     with serving() as server:
         httpx.get(server.url + "/healthz", trust_env=False)

@@ -1,9 +1,11 @@
+import asyncio
 import math
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from alpa_serve.runtime.http.metrics import ServingMetrics
+from alpa_serve.errors import GroupLostError, ModelFailedError, OverloadedError
+from alpa_serve.runtime.metrics import ServingMetrics, outcome_of
 
 LABELS = ("model", "group", "outcome", "le")
 
@@ -46,6 +48,22 @@ def test_request_without_answer_misses_its_slo_and_is_not_timed(metrics, outcome
     assert found["alpa_serve_slo_requests_total", "m0"] == 1
     assert found["alpa_serve_slo_attained_total", "m0"] == 0
     assert not [key for key in found if key[0].startswith("alpa_serve_latency")]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (None, "answered"),
+        (OverloadedError("full"), "overloaded"),
+        (GroupLostError("dead"), "lost"),
+        (ModelFailedError("broken"), "failed"),
+        (KeyError("k"), "failed"),
+        (asyncio.CancelledError(), "cancelled"),
+        (GeneratorExit(), "cancelled"),
+    ],
+)
+def test_outcome_says_why_there_is_no_answer(error, outcome):
+    assert outcome_of(error) == outcome
 
 
 def test_names_that_clients_make_up_add_no_series(metrics):

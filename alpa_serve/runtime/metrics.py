@@ -7,6 +7,15 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from alpa_serve.errors import (
+    GroupLostError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestRejectedError,
+    RequestTimeoutError,
+)
+
 Outcome = Literal[
     "answered", "rejected", "failed", "overloaded", "timeout", "not_found", "invalid", "lost", "cancelled"
 ]
@@ -19,6 +28,23 @@ BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 
 
 UNKNOWN = ""
 """The label of a model that is not registered: what clients send must not add series without end."""
+
+_OUTCOMES: tuple[tuple[type[Exception], Outcome], ...] = (
+    (RequestRejectedError, "rejected"),
+    (ModelNotFoundError, "not_found"),
+    (InvalidRequestError, "invalid"),
+    (OverloadedError, "overloaded"),
+    (GroupLostError, "lost"),
+    (RequestTimeoutError, "timeout"),
+)
+
+
+def outcome_of(error: BaseException | None) -> Outcome:
+    """Return what became of a request that ended with `error`; None is an answer."""
+    if error is None:
+        return "answered"
+    outcomes = (outcome for kind, outcome in _OUTCOMES if isinstance(error, kind))
+    return next(outcomes, "failed" if isinstance(error, Exception) else "cancelled")
 
 
 class ServingMetrics:
