@@ -16,6 +16,9 @@ ALPASERVE_ENDPOINT = ""
 COMPLETIONS, CHAT_COMPLETIONS = "completions", "chat/completions"
 """The endpoints of OpenAI's API that are forwarded to models."""
 
+LONGEST_CONTEXT = 1 << 17
+"""Tokens of prompt and answer that a request may have where they take time: more would keep its group for hours."""
+
 LARGEST_TOKEN_COUNT = 10**9
 """Tokens that no request has."""
 
@@ -153,6 +156,14 @@ async def request_of(posted: Any) -> ServeRequest:
 
 
 _REQUEST_FIELDS = ("slo", "submit_time", "idx", "input_tokens", "output_tokens")
+
+
+def too_long(model: str, input_tokens: int, output_tokens: int) -> str:
+    """Return the message for a request of more than :data:`LONGEST_CONTEXT` tokens."""
+    return (
+        f"model {model!r} takes at most {LONGEST_CONTEXT} tokens of prompt and answer, got {input_tokens} and "
+        f"{output_tokens}"
+    )
 
 
 def shown(value: object) -> str:

@@ -19,7 +19,7 @@ from alpa_serve.errors import (
 from alpa_serve.runtime.dispatcher import Health, ModelCard
 from alpa_serve.runtime.in_flight import InFlight
 from alpa_serve.runtime.metrics import ServingMetrics, outcome_of
-from alpa_serve.runtime.request import shown
+from alpa_serve.runtime.request import LONGEST_CONTEXT, shown, too_long
 from alpa_serve.runtime.routing_table import GroupDiedError, RoutingTable
 from alpa_serve.scheduling import Scheduler
 from alpa_serve.scheduling.rules import WAY_IN_SHARE
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from alpa_serve.runtime.request import ServeRequest
     from alpa_serve.runtime.routing_table import GroupRoute, ModelRoute
     from alpa_serve.runtime.settings import ServerSettings
-    from alpa_serve.scheduling import ServingRules
+    from alpa_serve.scheduling import Assignment, ServingRules
 
 
 class _Course:
@@ -51,6 +51,8 @@ class _Course:
         self.absent: set[int] = set()
         self.given = self.came
         self.begin = self.came
+        # the time on its group that is booked for it, where its model says how long it takes
+        self.booked: Assignment | None = None
 
     def remaining(self) -> float:
         """Return the seconds that it may still take."""
@@ -219,6 +221,8 @@ class RequestRouter:
         num_up = sum(not route.is_leaving for route in self._groups.values())
         if self._is_draining:
             status = "draining"
+        elif self._table.is_starting:
+            status = "starting"
         elif num_up >= num_groups:
             status = "ok"
         else:
@@ -245,9 +249,11 @@ class RequestRouter:
         model = course.request.model
         try:
             await self._hold_back(course)
-            return await route.group.handle(model, course.request, course.remaining())
+            reply = await route.group.handle(model, course.request, course.remaining())
         finally:
             self.in_flight.leave(route.uid, model)
+        self._settle(route, course, reply)
+        return reply
 
     async def _pieces(self, route: GroupRoute, course: _Course) -> AsyncGenerator[Reply, None]:
         model = course.request.model
@@ -259,16 +265,26 @@ class RequestRouter:
                 first = await asyncio.wait_for(_next_of(pieces), course.remaining())
             except asyncio.TimeoutError:
                 raise RequestTimeoutError(f"model {model!r} did not begin its answer in time") from None
-            if first is None:
-                return
-            yield first
-            async for reply in pieces:
-                yield reply
+            if first is not None:
+                self._settle(route, course, first)
+                yield first
+                async for reply in pieces:
+                    self._settle(route, course, reply)
+                    yield reply
         finally:
             self.in_flight.leave(route.uid, model)
             # a client that is gone is to free its group now, not when Python clears up
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
+
+    def _settle(self, route: GroupRoute, course: _Course, reply: Reply) -> None:
+        """Have the clocks of a group agree with what it replied: errors take no time, and nothing to do is nothing."""
+        now = time.monotonic()
+        if reply.error is not None and course.booked is not None:
+            self._scheduler.give_back(course.booked, now)
+            course.booked = None
+        if not self.in_flight.of_group(route.uid):
+            self._scheduler.set_idle(route.uid, now)
 
     async def _hold_back(self, course: _Course) -> None:
         """Wait until a request is to begin, under rules by which that is not for its group to decide.
@@ -356,6 +372,7 @@ class RequestRouter:
             free = [route for route in routes if route.uid not in excluded]
             loads = {route.uid: in_flight(route.uid) for route in free}
             course.begin = now
+            course.booked = None
             return free[choose_replica(loads, [route.uid for route in free], 0, len(free), -1.0)]
         inputs, outputs = self._tokens(course)
         came = max(course.sent, now - self._way_in_s)
@@ -369,6 +386,7 @@ class RequestRouter:
             course.route = route
             raise RequestRejectedError(f"the SLO of {request.slo:g} s cannot be met")
         course.begin = assignment.begin
+        course.booked = assignment
         return route
 
     def _tokens(self, course: _Course) -> tuple[int, int]:
@@ -377,7 +395,12 @@ class RequestRouter:
             raise InvalidRequestError(
                 f'model {request.model!r} is timed by tokens: "input_tokens" and "output_tokens" must be given'
             )
-        return request.input_tokens or 0, 1 if request.output_tokens is None else request.output_tokens
+        inputs = request.input_tokens or 0
+        outputs = 1 if request.output_tokens is None else request.output_tokens
+        if self._rules.service == "tokens" and inputs + outputs > LONGEST_CONTEXT:
+            # before its time is booked, which would be years
+            raise InvalidRequestError(too_long(request.model, inputs, outputs))
+        return inputs, outputs
 
     def _observe(self, course: _Course, error: BaseException | None, queue_s: float = 0.0) -> None:
         """Count a request in the metrics."""

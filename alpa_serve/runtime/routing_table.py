@@ -98,3 +98,4 @@ class RoutingTable(NamedTuple):
     models: tuple[ModelRoute, ...] = ()
     groups: tuple[GroupRoute, ...] = ()
     num_groups: int = 0
+    is_starting: bool = False

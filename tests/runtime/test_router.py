@@ -13,6 +13,7 @@ from alpa_serve.errors import (
     RequestTimeoutError,
 )
 from alpa_serve.runtime.reply import Reply
+from alpa_serve.runtime.request import LONGEST_CONTEXT
 from alpa_serve.scheduling import RUNTIME, ReplicaTiming, ServingRules
 
 ONE_SECOND = ReplicaTiming((1.0,))
@@ -96,15 +97,18 @@ def test_the_way_in_is_part_of_the_overhead_and_not_counted_twice(virtually):
 def test_the_slo_counts_from_when_the_request_was_sent(virtually):
     async def run():
         bench = Bench()
-        group = bench.add(1, FakeGroup("g"), {"a": ONE_SECOND}, group_id=4)
+        group = bench.add(1, FakeGroup("g", 5.0), {"a": ONE_SECOND}, group_id=4)
         bench.publish()
         await wait_until(100.0)
         sent = UNIX_TIME + 99.0
-        assert await bench.ask(slo=2.0, submit_time=sent) == "g"
+        first = bench.ask(slo=2.0, submit_time=sent)
+        await settle()
         assert isinstance(await error_of(bench.ask(slo=2.5, submit_time=sent)), RequestRejectedError)
-        assert await bench.ask(slo=3.0, submit_time=sent) == "g"
+        second = bench.ask(slo=3.0, submit_time=sent)
+        await settle()
         # a clock that is ahead gives no more time
         assert isinstance(await error_of(bench.ask(slo=2.5, submit_time=sent + 60)), RequestRejectedError)
+        assert await asyncio.gather(first, second) == ["g", "g"]
         assert len(group.begun) == 2
         assert bench.metric("requests_total", outcome="rejected", group="4") == 2
         bench.check_empty()
@@ -343,9 +347,10 @@ def test_a_group_that_leaves_the_table_answers_what_it_has_and_gets_no_more(virt
 def test_work_of_a_group_is_known_whatever_else_changes(virtually):
     async def run():
         bench = Bench()
-        bench.add(1, FakeGroup(1), {"a": ONE_SECOND, "b": ONE_SECOND})
+        bench.add(1, FakeGroup(1, 100.0), {"a": ONE_SECOND, "b": ONE_SECOND})
         bench.publish(["a", "b"])
-        await bench.ask(slo=1.0)
+        admitted = [bench.ask(slo=1.0)]
+        await settle()
         # another group, another timing of the other model, then of this one
         bench.add(2, FakeGroup(2), {"b": ONE_SECOND})
         bench.add(1, bench.routes[1].group, {"a": ONE_SECOND, "b": ReplicaTiming((3.0,))})
@@ -354,15 +359,51 @@ def test_work_of_a_group_is_known_whatever_else_changes(virtually):
         bench.add(1, bench.routes[1].group, {"a": ReplicaTiming((0.5,))})
         bench.publish(["a", "b"])
         assert isinstance(await error_of(bench.ask(slo=1.4)), RequestRejectedError)
-        assert await bench.ask(slo=1.5) == 1
+        admitted.append(bench.ask(slo=1.5))
+        await settle()
         # a model that has no timing any more, and one that has it again
         bench.add(1, bench.routes[1].group, {"a": None})
         bench.publish(["a", "b"])
-        assert await bench.ask(slo=0.0) == 1
+        admitted.append(bench.ask(slo=0.0))
+        await settle()
         bench.add(1, bench.routes[1].group, {"a": ReplicaTiming((0.5,))})
         bench.publish(["a", "b"])
         assert isinstance(await error_of(bench.ask(slo=1.9)), RequestRejectedError)
-        assert await bench.ask(slo=2.0) == 1
+        admitted.append(bench.ask(slo=2.0))
+        assert await asyncio.gather(*admitted) == [1, 1, 1, 1]
+
+    virtually(run)
+
+
+def test_requests_that_fail_at_once_take_no_time_from_those_that_come_next(virtually):
+    async def run():
+        bench = Bench()
+        busy = bench.add(1, FakeGroup("g", 1.5), {"a": ReplicaTiming((2.0,))})
+        bench.publish()
+        served = bench.ask()
+        await settle()
+        busy.service_s, busy.reply = 0.0, Reply(None, ModelFailedError("no"))
+        for _ in range(20):
+            assert isinstance(await error_of(bench.ask()), ModelFailedError)
+        assert isinstance(await error_of(bench.ask(slo=3.9)), RequestRejectedError)
+        assert isinstance(await error_of(bench.ask(slo=4.0)), ModelFailedError)
+        await asyncio.gather(served, return_exceptions=True)
+        # what was faster than it said leaves its group free
+        busy.reply = Reply("g")
+        assert await bench.ask(slo=2.0) == "g"
+
+    virtually(run)
+
+
+def test_a_request_of_more_tokens_than_any_model_takes_books_no_time(virtually):
+    async def run():
+        bench = Bench(ServingRules(stage_penalty=0.0, fixed_overhead_s=0.0, service="tokens"))
+        bench.add(1, FakeGroup("g", 1.0), {"a": ReplicaTiming((1.0,), 0.001, 0.01)})
+        bench.publish()
+        for tokens in ((10**9, 5), (5, 10**9), (LONGEST_CONTEXT, 1)):
+            fields = dict(zip(("input_tokens", "output_tokens"), tokens, strict=True))
+            assert isinstance(await error_of(bench.ask(**fields)), InvalidRequestError)
+        assert await bench.ask(slo=1.5, input_tokens=100, output_tokens=1) == "g"
 
     virtually(run)
 

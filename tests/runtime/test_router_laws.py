@@ -36,7 +36,8 @@ async def decide(problem, rules, timings, tokens):
     bench = Bench(rules)
     names = [f"m{i}" for i in range(len(problem.profiles))]
     for uid, of_group in enumerate(timings):
-        bench.add(uid, FakeGroup(uid), of_group)
+        # it answers when all requests have come: its clocks are what was placed, and nothing else
+        bench.add(uid, FakeGroup(uid, 500.0), of_group)
     held = {name for of_group in timings for name in of_group}
     bench.publish(names, placed=held)
     decision = Decision(len(problem.arrivals))

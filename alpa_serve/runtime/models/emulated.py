@@ -10,7 +10,7 @@ from alpa_serve.profiles.result import check_parallel_config
 from alpa_serve.profiling import ProfilingResult
 from alpa_serve.runtime.models.emulated_devices import EmulatedDevices
 from alpa_serve.runtime.models.placeholder import pieces, placeholder_text
-from alpa_serve.runtime.request import ALPASERVE_ENDPOINT, ServeRequest
+from alpa_serve.runtime.request import ALPASERVE_ENDPOINT, LONGEST_CONTEXT, ServeRequest, too_long
 from alpa_serve.scheduling import ServingRules, check_rules, replica_timing
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 EXACT = ServingRules(stage_penalty=0.0, fixed_overhead_s=0.0, overhead_jitter=0.0)
 """Rules under which every stage takes exactly its profiled time: the runtime has overheads of its own."""
-
-LONGEST_CONTEXT = 1 << 17
-"""Tokens of prompt and answer that a request may have where they take time: more would keep its group for hours."""
 
 
 class EmulatedModel:
@@ -207,7 +204,7 @@ class EmulatedModel:
                     )
             if sum(count or 0 for count in counts.values()) > LONGEST_CONTEXT:
                 raise InvalidRequestError(
-                    f"model {request.model!r} takes at most {LONGEST_CONTEXT} tokens of prompt and answer, got {counts}"
+                    too_long(request.model, request.input_tokens or 0, request.output_tokens or 0)
                 )
         return request.input_tokens or 0, 1 if request.output_tokens is None else request.output_tokens
 
