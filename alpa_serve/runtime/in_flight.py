@@ -41,10 +41,6 @@ class InFlight:
         """Return how many requests the group has for this model."""
         return self._by_replica[uid, model]
 
-    def total(self) -> int:
-        """Return how many requests all groups have."""
-        return self._by_group.total()
-
     async def drained(self, uid: int, model: str | None = None) -> None:
         """Wait until a group has no request any more, or none for this model."""
         while self._by_group[uid] if model is None else self._by_replica[uid, model]:

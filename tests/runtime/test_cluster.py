@@ -225,3 +225,14 @@ def test_a_group_takes_requests_again_though_it_could_not_be_measured(end):
         assert cluster.state.groups[0].replicas["a"].latency_scale == 1.0
 
     run(work, {0: (FakeProcess(warmup=end), "a")}, router=router)
+
+
+def test_groups_are_told_their_numbers_with_what_the_controller_knows():
+    async def work(cluster):
+        group = cluster.state.groups.pop(0)
+        group.group_id = 5
+        cluster.state.groups[5] = group
+        await cluster.publish()
+        assert [args[1:] for args in group.process.actor.args_of("keep")] == [[5]]
+
+    run(work, {0: (FakeProcess(), "a")})

@@ -225,7 +225,6 @@ async def live_through(seed, rules, limits):
             if rng.random() < 0.7:
                 bench.publish(models)
         in_flight = bench.router.in_flight
-        assert in_flight.total() == sum(in_flight.of_group(uid) for uid in range(len(groups)))
         assert all(in_flight.of_group(uid) <= limits["max_queue"] for uid in range(len(groups)))
         assert 0 <= bench.router._num_waiting <= limits["max_queue"]
     await asyncio.gather(*tasks, return_exceptions=True)
