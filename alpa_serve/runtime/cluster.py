@@ -141,7 +141,7 @@ class Cluster:
         table, snapshot = self.state.publish()
         for group in self.state.all_groups():
             if group.state == UP and group.process.actor is not None:
-                group.process.actor.keep.remote(snapshot)
+                group.process.actor.keep.remote(snapshot, group.group_id)
         await self._router.apply(table, snapshot)
 
     async def answer(self, request: ServeRequest) -> Reply:

@@ -340,8 +340,9 @@ class Controller:
     async def warmup(self) -> dict[str, dict[int, float]]:
         """Measure by requests of their own how long replicas take, in proportion to their profiles.
 
-        Requests are scheduled by that from then on. One group after the other is measured, and takes no other requests
-        meanwhile: those for a model that no other group holds wait, up to ``recovery_timeout_s``.
+        Requests are scheduled by that from then on. One group after the other answers what it has been given, and is
+        measured; it takes no other requests meanwhile: those for a model that no other group holds wait, up to
+        ``recovery_timeout_s``.
 
         Returns
         -------

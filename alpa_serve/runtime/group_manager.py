@@ -220,9 +220,10 @@ class GroupManager:
         """Return the number of this process."""
         return os.getpid()
 
-    async def keep(self, snapshot: Snapshot) -> None:
-        """Keep what the controller knows, in case that it dies."""
-        self._snapshots.keep(snapshot)
+    async def keep(self, snapshot: Snapshot, group_id: int) -> None:
+        """Keep what the controller knows, in case that it dies, and go by the number that the group has by now."""
+        if self._snapshots.keep(snapshot):
+            self._group_id = group_id
 
     async def kept(self) -> Snapshot | None:
         """Return the newest that was kept."""

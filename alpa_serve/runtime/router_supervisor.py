@@ -169,7 +169,7 @@ class RouterSupervisor:
     async def _apply(self, table: RoutingTable, snapshot: Snapshot) -> None:
         try:
             await self.actor.apply.remote(table, snapshot)
-        except RayActorError:
+        except RayError:
             self._is_behind = True
             raise
         self._is_behind = False

@@ -31,8 +31,10 @@ class SnapshotKeeper:
     def __init__(self) -> None:
         self.newest: Snapshot | None = None
 
-    def keep(self, snapshot: Snapshot) -> None:
-        """Keep this one, unless a newer one is here."""
-        if self.newest is None or snapshot.version > self.newest.version:
-            # bytes that come by Ray lie in its object store, which their sender's death may free
-            self.newest = Snapshot(snapshot.version, bytes(snapshot.pickled))
+    def keep(self, snapshot: Snapshot) -> bool:
+        """Keep this one, unless a newer one is here; return whether it is the newest."""
+        if self.newest is not None and snapshot.version <= self.newest.version:
+            return False
+        # bytes that come by Ray lie in its object store, which their sender's death may free
+        self.newest = Snapshot(snapshot.version, bytes(snapshot.pickled))
+        return True

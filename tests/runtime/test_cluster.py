@@ -3,13 +3,14 @@
 import asyncio
 
 import pytest
-from cluster_fakes import FakeActor, FakeProcess, cluster_of, until
+from cluster_fakes import ORIGIN, FakeActor, FakeProcess, cluster_of, until
 from ray.exceptions import RayActorError, RayError
 
 from alpa_serve.errors import GroupLostError, InfeasiblePlacementError
 from alpa_serve.runtime import cluster as cluster_module
 from alpa_serve.runtime import group_recovery
 from alpa_serve.runtime.controller_state import RESTARTING, UP
+from alpa_serve.runtime.group_process import GroupProcess
 
 BROKEN = RuntimeError("no such device")
 
@@ -225,3 +226,67 @@ def test_a_group_takes_requests_again_though_it_could_not_be_measured(end):
         assert cluster.state.groups[0].replicas["a"].latency_scale == 1.0
 
     run(work, {0: (FakeProcess(warmup=end), "a")}, router=router)
+
+
+def test_groups_are_told_their_numbers_with_what_the_controller_knows():
+    async def work(cluster):
+        group = cluster.state.groups.pop(0)
+        group.group_id = 5
+        cluster.state.groups[5] = group
+        await cluster.publish()
+        assert [args[1:] for args in group.process.actor.args_of("keep")] == [[5]]
+
+    run(work, {0: (FakeProcess(), "a")})
+
+
+def test_a_successor_takes_up_what_it_knows_without_waiting_for_it_and_ends_the_rest(monkeypatch):
+    killed, removed, actors = [], [], {}
+
+    async def find(process, uid):
+        process.actor = actors.get(uid)
+        return process.actor is not None
+
+    async def start(process, uid, *_):
+        process.actor = actors[uid] = FakeActor()
+
+    async def release(process):
+        process.actor = None
+
+    async def newest(peers):
+        return snapshot
+
+    async def work(cluster):
+        busy = asyncio.Event()
+        known = cluster_of({0: (FakeProcess(), "a"), 1: (FakeProcess(), "ab")})
+        up = known.state.groups[0]
+        actors[up.uid] = FakeActor(ping=busy, retain=busy)
+        nonlocal snapshot
+        known.state.router_uid = 77
+        _, snapshot = known.state.publish()
+        router = FakeActor(listen=8000)
+        prefix = ORIGIN.prefix
+        peers = {f"{prefix}router-77": router, f"{prefix}group-{up.uid}": actors[up.uid], f"{prefix}group-900": "x"}
+        monkeypatch.setattr(cluster_module, "find_peers", lambda _: dict(peers))
+        monkeypatch.setattr(cluster_module, "placement_groups", lambda _: {f"{prefix}devices-901": "devices"})
+        # it can be called again if it failed
+        router.ends["apply"] = [RuntimeError("not yet"), None, None, None, None]
+        with pytest.raises(RuntimeError, match="not yet"):
+            await cluster.start()
+        await cluster.start()
+        assert actors[up.uid].args_of("retain")[-1] == [["a"]]
+        assert (set(killed), set(removed)) == ({"x"}, {"devices"})
+        assert cluster.state.port == 8000
+        again = cluster.state.groups[1]
+        await until(lambda: again.state == UP)
+        assert again.uid > 901
+        assert [args[0] for args in actors[again.uid].args_of("create_replica")] == ["a", "b"]
+        assert cluster.state.groups[0].state == UP
+        busy.set()
+
+    snapshot = None
+    monkeypatch.setattr("ray.kill", killed.append)
+    monkeypatch.setattr(cluster_module, "remove_placement_group", removed.append)
+    monkeypatch.setattr(cluster_module, "newest_snapshot", newest)
+    for name, method in (("find", find), ("start", start), ("release", release)):
+        monkeypatch.setattr(GroupProcess, name, method)
+    run(work, {})

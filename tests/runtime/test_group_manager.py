@@ -12,6 +12,7 @@ from alpa_serve.runtime.group_manager import GroupManager
 from alpa_serve.runtime.origin import Origin
 from alpa_serve.runtime.ray_calls import pickled_by_value
 from alpa_serve.runtime.request import ServeRequest
+from alpa_serve.runtime.snapshots import Snapshot
 from alpa_serve.scheduling import RUNTIME, ReplicaTiming
 from alpa_serve.scheduling.registry import CreateInfo
 
@@ -117,6 +118,16 @@ def test_a_model_that_is_not_there_is_a_loss_that_another_group_can_mend():
         return await manager.handle_request("other", ServeRequest({"model": "other"}))
 
     assert type(managed(work, m=Model).error) is GroupLostError
+
+
+def test_a_group_that_got_another_number_goes_by_it_in_messages():
+    async def work(manager):
+        await manager.keep(Snapshot(2, b""), 9)
+        # it came later, but is older
+        await manager.keep(Snapshot(1, b""), 4)
+        return await manager.handle_request("other", ServeRequest({"model": "other"}))
+
+    assert str(managed(work).error) == "group 9 has no replica of 'other'"
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ def test_the_newest_is_kept_in_whatever_order_they_come():
 
 def test_a_second_one_of_the_same_version_changes_nothing():
     keeper = SnapshotKeeper()
-    keeper.keep(Snapshot(1, b"first"))
-    keeper.keep(Snapshot(1, b"second"))
+    assert keeper.keep(Snapshot(1, b"first"))
+    assert not keeper.keep(Snapshot(1, b"second"))
     assert keeper.newest == Snapshot(1, b"first")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 
@@ -17,6 +18,26 @@ class RecordingModel:
         with Path(self.path).open("ab", buffering=0) as file:
             file.write(b"%d\n" % request.get("idx", -1))
         return {"idx": request.get("idx"), "pid": os.getpid()}
+
+
+class FragileModel(RecordingModel):
+    """Cannot be made while there is a file."""
+
+    def __init__(self, path, obstacle, *placement):
+        super().__init__(path)
+        if Path(obstacle).exists():
+            raise OSError(f"{obstacle} is in the way")
+
+
+class BusyModel:
+    """Keeps its whole process busy."""
+
+    def __init__(self, seconds, *placement):
+        self.seconds = seconds
+
+    async def handle_request(self, request):
+        time.sleep(self.seconds)
+        return {}
 
 
 class SlowModel:
