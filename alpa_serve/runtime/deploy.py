@@ -75,8 +75,8 @@ class Deployment:
         Groups of the same config stay, and only their replicas change; what is new is started beside what is there
         where the cluster has room for both. What goes answers what it has been given, for which it has
         ``request_timeout_s`` of the settings, and is ended then; this returns when all is gone. Requests for a model
-        that has no replica in between wait for one for up to ``recovery_timeout_s``; models that take longer to load
-        need a longer one where there is no room for the new groups beside the old.
+        that has no replica in between wait for one for up to ``recovery_timeout_s``. Where there is no room for new
+        groups beside the old, that is to be longer than models take to load, and the longest request to be answered.
 
         If the controller dies meanwhile, the change is given to its successor. Changes that are asked for at the same
         time come one after the other, in no certain order.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from alpa_serve.errors import AlpaServeError, GroupLostError, InfeasiblePlacementError, InvalidPlacementError
+from alpa_serve.errors import AlpaServeError, InfeasiblePlacementError, InvalidPlacementError
 from alpa_serve.runtime.controller_state import UP
 from alpa_serve.runtime.group_process import bundles_of
 from alpa_serve.runtime.placement_moves import kept_groups
@@ -190,8 +190,6 @@ async def _change_replicas(cluster: Cluster, group: GroupInfo, spec: GroupSpec) 
         for name in list(group.replicas.keys() - set(spec.members)):
             await cluster.remove_replica(group, name)
         missing = [name for name in spec.members if name not in group.replicas]
-        if missing and group.state != UP:
-            raise GroupLostError(f"group {group.group_id} died before it could make a replica of {missing[0]!r}")
         for name in missing:
             await cluster.make_replica(group, name, *spec.appended)
     if missing:

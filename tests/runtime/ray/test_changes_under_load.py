@@ -1,5 +1,6 @@
 """Models, groups and placements change while requests come: none is lost, none is served twice."""
 
+import threading
 import time
 
 import pytest
@@ -192,3 +193,52 @@ def test_a_group_that_leaves_is_ended_when_its_requests_have_had_their_time(serv
     with pytest.raises(RequestTimeoutError):
         service.ray.get(asked, timeout=30)
     assert not recorded()
+
+
+@pytest.mark.slow
+def test_a_group_that_cannot_be_restarted_holds_up_no_change(serve, placement_of, tmp_path, eventually):
+    broken = tmp_path / "broken"
+    deployed, service = serve(placement_of((1, [0]), (2, [1, 2])), model_defs={"a": PlacedMortalModel(broken)})
+    broken.touch()
+    service.kill(service.pid_of_group(0))
+    eventually(lambda: service.info["group_states"][0] == "restarting")
+    service.ray.get(service.controller.delete_model.remote("c"), timeout=30)
+    assert service.groups == {0: ["a"], 1: ["b"]}
+    # a group of the same kind, which is not that one
+    deployed.apply_placement(placement_of((1, [1]), (2, [1])))
+    assert service.groups == {0: ["b"], 1: ["b"]}
+    assert set(service.info["group_states"].values()) == {"up"}
+
+
+class PlacedMortalModel:
+    """Makes models until there is a file at its path."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, *placement):
+        if self.path.exists():
+            raise OSError("its weights are gone")
+        return RecordingModel(self.path.with_name("served"))
+
+
+def test_a_group_that_is_deleted_while_a_placement_is_applied_does_not_come_back(serve, placement_of):
+    deployed, service = serve(placement_of((1, [0]), (1, [1])), model_defs={"c": PlacedLoadingModel(2.0)})
+    applying = threading.Thread(target=deployed.apply_placement, args=[placement_of((1, [0]), (1, [1]), (2, [2]))])
+    applying.start()
+    time.sleep(0.5)
+    deleted = service.info["group_names"][1]
+    service.call("delete_mesh_group_manager", 1)
+    applying.join()
+    assert service.groups == {0: ["a"], 2: ["c"]}
+    assert deleted not in [actor["name"] for actor in service.ray.util.list_named_actors(all_namespaces=True)]
+    assert requests.post(service.url, json={"model": "b"}, timeout=30).status_code == 503
+
+
+class PlacedLoadingModel:
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, *placement):
+        time.sleep(self.seconds)
+        return RecordingModel("")
