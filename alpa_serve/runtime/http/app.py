@@ -24,7 +24,7 @@ from alpa_serve.runtime.http.errors import (
 )
 from alpa_serve.runtime.http.exchange import Exchange, Head
 from alpa_serve.runtime.http.openai_api import OpenAIApi
-from alpa_serve.runtime.http.openapi import openapi_document
+from alpa_serve.runtime.http.openapi import naming_models, openapi_document
 from alpa_serve.runtime.http.replies import JSON_TYPE, HttpReply, encode_answer, json_reply, make_reply
 from alpa_serve.runtime.metrics import CONTENT_TYPE
 from alpa_serve.runtime.request import ServeRequest
@@ -57,7 +57,7 @@ class _App:
         self._openai = openai = OpenAIApi(dispatcher)
         self._token = None if settings.api_key is None else settings.api_key.encode("ascii")
         base = settings.root_path.rstrip("/")
-        self._openapi = json_reply(openapi_document(base, needs_token=self._token is not None))
+        self._openapi = openapi_document(base, needs_token=self._token is not None)
         self._health_path = f"{base}/healthz"
         self._model_prefix = f"{base}/v1/models/"
         self._routes: dict[str, dict[str, Handler]] = {
@@ -165,7 +165,8 @@ class _App:
         return make_reply(self._dispatcher.metrics(), CONTENT_TYPE)
 
     async def _describe(self, exchange: Exchange) -> HttpReply:
-        return self._openapi
+        names = [card.name for card in self._dispatcher.model_cards()]
+        return json_reply(naming_models(self._openapi, names))
 
 
 def _model_in(query: bytes) -> str | None:
