@@ -28,19 +28,6 @@ CHECKS = [
 ]
 
 
-class _AnyModel(dict):
-    """Knows the models whose names are short, so that cases of both kinds are made."""
-
-    def __contains__(self, name):
-        return len(name) < 5
-
-    def __getitem__(self, name):
-        return _echo
-
-    def __iter__(self):
-        return iter(["m0", "0", "a/b"])
-
-
 async def _echo(request):
     return dict(request)
 
@@ -48,7 +35,7 @@ async def _echo(request):
 @pytest.fixture(scope="module")
 def running(serving):
     with serving() as server:
-        server.dispatcher.answers = _AnyModel()
+        server.dispatcher.answers = dict.fromkeys(["m0", "0", "a/b"], _echo)
         yield server
 
 
@@ -83,7 +70,7 @@ def test_server_conforms_to_its_document(running, mode):
     assert asked > 100
     if mode is GenerationMode.POSITIVE:
         # models are named, so that what is valid comes to one
-        assert all(reached[path] >= number // 2 for path, number in EXAMPLES.items()), reached
+        assert all(reached[path] >= number // 4 for path, number in EXAMPLES.items()), reached
 
 
 def test_document_describes_all_routes_and_loads_nothing_from_elsewhere(running, http):
