@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Handler = Callable[[Exchange], Awaitable[HttpReply | None]]
 
 _REJECTED = json_reply({"rejected": True})
+_GONE = http_error_reply(HttpError(400, "client_gone", "the client left"))
 
 
 def build_app(dispatcher: Dispatcher, settings: ServerSettings) -> ASGIApp:
@@ -86,7 +87,8 @@ class _App:
             exchange = Exchange(scope, receive, send, head, self._settings.max_body_bytes)
             reply = await self._find(exchange)(exchange)
         except ClientGoneError:
-            return
+            # it goes nowhere, but uvicorn takes a request without an answer for an error of the server
+            reply = _GONE
         except asyncio.CancelledError:
             # the server is done with draining, and this task has nobody above it who would want to know
             reply = http_error_reply(
