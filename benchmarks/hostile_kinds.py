@@ -266,12 +266,13 @@ def unknown_models(draw):
     return posted(json.dumps(fields).encode(), draw)
 
 
-def closed_streams(draw):
-    request = raw_request("POST", "/v1/completions", json.dumps(STREAM).encode())
+def closed_early(draw):
+    fields = {**STREAM, "stream": draw.random() < 0.5}
+    request = raw_request("POST", "/v1/completions", json.dumps(fields).encode())
     return whole(request, end=draw.choice(["first", "first", "abort", "eof"]))
 
 
 KINDS = (
     *(oversized_body, oversized_head, slow_head, slow_body, truncated, header_tricks, request_lines, garbage),
-    *(deep_json, wrong_types, huge_numbers, unicode_text, pipelining, unknown_models, closed_streams),
+    *(deep_json, wrong_types, huge_numbers, unicode_text, pipelining, unknown_models, closed_early),
 )

@@ -24,7 +24,7 @@ from alpa_serve.runtime.http.errors import (
 )
 from alpa_serve.runtime.http.exchange import Exchange, Head
 from alpa_serve.runtime.http.openai_api import OpenAIApi
-from alpa_serve.runtime.http.openapi import openapi_document
+from alpa_serve.runtime.http.openapi import naming_models, openapi_document
 from alpa_serve.runtime.http.replies import JSON_TYPE, HttpReply, encode_answer, json_reply, make_reply
 from alpa_serve.runtime.metrics import CONTENT_TYPE
 from alpa_serve.runtime.request import ServeRequest
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Handler = Callable[[Exchange], Awaitable[HttpReply | None]]
 
 _REJECTED = json_reply({"rejected": True})
+_GONE = http_error_reply(HttpError(400, "client_gone", "the client left"))
 
 
 def build_app(dispatcher: Dispatcher, settings: ServerSettings) -> ASGIApp:
@@ -57,7 +58,7 @@ class _App:
         self._openai = openai = OpenAIApi(dispatcher)
         self._token = None if settings.api_key is None else settings.api_key.encode("ascii")
         base = settings.root_path.rstrip("/")
-        self._openapi = json_reply(openapi_document(base, needs_token=self._token is not None))
+        self._openapi = openapi_document(base, needs_token=self._token is not None)
         self._health_path = f"{base}/healthz"
         self._model_prefix = f"{base}/v1/models/"
         self._routes: dict[str, dict[str, Handler]] = {
@@ -86,7 +87,8 @@ class _App:
             exchange = Exchange(scope, receive, send, head, self._settings.max_body_bytes)
             reply = await self._find(exchange)(exchange)
         except ClientGoneError:
-            return
+            # it goes nowhere, but uvicorn takes a request without an answer for an error of the server
+            reply = _GONE
         except asyncio.CancelledError:
             # the server is done with draining, and this task has nobody above it who would want to know
             reply = http_error_reply(
@@ -165,7 +167,8 @@ class _App:
         return make_reply(self._dispatcher.metrics(), CONTENT_TYPE)
 
     async def _describe(self, exchange: Exchange) -> HttpReply:
-        return self._openapi
+        names = [card.name for card in self._dispatcher.model_cards()]
+        return json_reply(naming_models(self._openapi, names))
 
 
 def _model_in(query: bytes) -> str | None:

@@ -2,6 +2,9 @@
 
 uvicorn waits for ever for the rest of a request, and keeps as much of its head as comes. Of its protocol class only
 the callbacks of the parser and of the transport are extended, and the answer to what cannot be parsed is replaced.
+
+A client that ends its side of the connection has left, as for uvicorn: one that would still read its answer sends the
+same as one that closed, and for the many that close, groups would work on.
 """
 
 from __future__ import annotations

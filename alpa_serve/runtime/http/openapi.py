@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import models_json_schema
 
 from alpa_serve.runtime.http.openai_messages import ChatCompletionRequest, CompletionRequest
+from alpa_serve.runtime.request import LARGEST_TOKEN_COUNT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _SCHEMAS = "#/components/schemas/"
 _TEXT = {"type": "string"}
@@ -37,15 +41,17 @@ _HEALTH = {
         "groups": _WHOLE,
     },
 }
+_TOKENS = {"type": ["integer", "null"], "minimum": 0, "maximum": LARGEST_TOKEN_COUNT}
+_MODEL_NAME = {"type": "string", "minLength": 1, "description": "The name of a model."}
 _ALPASERVE_REQUEST = {
     "type": "object",
     "description": "What the model is to answer. Fields that are not named here are the model's.",
     "properties": {
-        "model": {"type": "string", "minLength": 1, "description": "Needed unless the query names it."},
+        "model": {"$ref": _SCHEMAS + "ModelName", "description": "Needed unless the query names it."},
         "slo": {"type": ["number", "null"], "minimum": 0, "description": "Seconds from submit_time."},
         "submit_time": {"type": ["number", "null"], "description": "Unix seconds."},
-        "input_tokens": {"type": ["integer", "null"], "minimum": 0},
-        "output_tokens": {"type": ["integer", "null"], "minimum": 0},
+        "input_tokens": _TOKENS,
+        "output_tokens": _TOKENS,
     },
 }
 _GENERATED = {"type": "object", "required": ["id", "object", "created", "model", "choices"]}
@@ -62,22 +68,34 @@ _POST_ERRORS = {
 }
 
 
+def naming_models(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return `document` with the names of the models that there are: only these get further than a 404."""
+    if not names:
+        return document
+    components = document["components"]
+    schemas = {**components["schemas"], "ModelName": {**_MODEL_NAME, "enum": list(names)}}
+    return {**document, "components": {**components, "schemas": schemas}}
+
+
 def openapi_document(base: str, *, needs_token: bool) -> dict[str, Any]:
     """Return the document of a server whose routes are under `base`, which has no slash at its end."""
     _, definitions = models_json_schema(
         [(CompletionRequest, "validation"), (ChatCompletionRequest, "validation")], ref_template=_SCHEMAS + "{model}"
     )
+    for request in ("CompletionRequest", "ChatCompletionRequest"):
+        definitions["$defs"][request]["properties"]["model"] = _named("ModelName")
     components: dict[str, Any] = {
         "schemas": {
             **definitions["$defs"],
             "AlpaServeRequest": _ALPASERVE_REQUEST,
             "Error": _ERROR,
             "Model": _MODEL,
+            "ModelName": _MODEL_NAME,
             "Health": _HEALTH,
         }
     }
-    in_query = {"name": "model", "in": "query", "schema": {"type": "string", "minLength": 1}}
-    in_path = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    in_query = {"name": "model", "in": "query", "schema": _named("ModelName")}
+    in_path = {"name": "model", "in": "path", "required": True, "schema": _named("ModelName")}
     stream = {"text/event-stream": {"schema": {"description": "Events whose data are pieces, and [DONE] at last."}}}
     generated = {**_json(_GENERATED), **stream}
     unknown = {"404": "There is no such model."}

@@ -73,6 +73,20 @@ def test_second_request_of_a_connection_is_cancelled_too(serving):
         assert endless.cancelled.wait(PATIENCE_S)
 
 
+def test_client_that_leaves_with_requests_still_to_come_is_no_error_of_the_server(serving, caplog):
+    endless = Endless()
+    body = b'{"model": "echo"}'
+    echo = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with serving({"endless": endless}) as server:
+        with server.connect() as client:
+            client.sendall(echo + raw("/") + echo)
+            assert endless.entered.wait(PATIENCE_S)
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert endless.cancelled.wait(PATIENCE_S)
+        assert [request.model for request in server.dispatcher.requests] == ["echo", "endless"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_request_of_another_client_goes_on(serving):
     endless = Endless()
     with serving({"endless": endless}) as server, server.connect() as stays:

@@ -1,5 +1,7 @@
 """What the OpenAPI document says, held against the server by what schemathesis makes of it."""
 
+from collections import Counter
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -26,19 +28,6 @@ CHECKS = [
 ]
 
 
-class _AnyModel(dict):
-    """Knows the models whose names are short, so that cases of both kinds are made."""
-
-    def __contains__(self, name):
-        return len(name) < 5
-
-    def __getitem__(self, name):
-        return _echo
-
-    def __iter__(self):
-        return iter(["m0", "0", "a/b"])
-
-
 async def _echo(request):
     return dict(request)
 
@@ -46,7 +35,7 @@ async def _echo(request):
 @pytest.fixture(scope="module")
 def running(serving):
     with serving() as server:
-        server.dispatcher.answers = _AnyModel()
+        server.dispatcher.answers = dict.fromkeys(["m0", "0", "a/b"], _echo)
         yield server
 
 
@@ -55,12 +44,14 @@ def test_server_conforms_to_its_document(running, mode):
     schema = schemathesis.openapi.from_url(running.url + "/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations()]
     assert {"POST /", "POST /v1/completions", "GET /healthz"} <= {operation.label for operation in operations}
-    asked = 0
+    asked, reached = 0, Counter()
 
     def call(case):
         nonlocal asked
         asked += 1
-        case.call_and_validate(checks=CHECKS)
+        num_answered = len(running.dispatcher.requests)
+        response = case.call_and_validate(checks=CHECKS)
+        reached[case.path] += response.status_code == 200 and len(running.dispatcher.requests) > num_answered
 
     for operation in operations:
         # what has no body cannot be wrong: any path names a model that may be
@@ -77,6 +68,9 @@ def test_server_conforms_to_its_document(running, mode):
         )
         limits(given(case=cases)(call))()
     assert asked > 100
+    if mode is GenerationMode.POSITIVE:
+        # models are named, so that what is valid comes to one
+        assert all(reached[path] >= number // 4 for path, number in EXAMPLES.items()), reached
 
 
 def test_document_describes_all_routes_and_loads_nothing_from_elsewhere(running, http):
@@ -95,6 +89,20 @@ def test_document_describes_all_routes_and_loads_nothing_from_elsewhere(running,
     assert "http" not in response.text.replace('"type":"http"', "")
     assert "components" in document
     assert "securitySchemes" not in document["components"]
+
+
+def test_document_names_the_models_that_there_are(serving, http):
+    def model_name(server):
+        return http.get(server.url + "/openapi.json").json()["components"]["schemas"]["ModelName"]
+
+    with serving() as server:
+        assert model_name(server)["enum"] == ["echo"]
+        server.dispatcher.answers["a/b"] = 1
+        assert model_name(server)["enum"] == ["echo", "a/b"]
+        server.dispatcher.answers.clear()
+        # an enum must not be empty
+        assert model_name(server)["type"] == "string"
+        assert "enum" not in model_name(server)
 
 
 def test_document_says_where_the_token_is_needed(serving, http):
