@@ -20,9 +20,10 @@ from alpa_serve.errors import (
     ServingError,
 )
 from alpa_serve.runtime.controller_state import RESTARTING, UP, ControllerState, GroupInfo, ReplicaInfo
-from alpa_serve.runtime.group_process import GroupProcess, placement_groups
+from alpa_serve.runtime.group_process import GroupProcess
 from alpa_serve.runtime.group_recovery import GroupRecovery
 from alpa_serve.runtime.keyed_tasks import KeyedTasks
+from alpa_serve.runtime.origin import placement_groups
 from alpa_serve.runtime.peers import find_peers, newest_snapshot
 from alpa_serve.runtime.ray_calls import cause_of, free_resources, is_alive, pickled_by_value
 from alpa_serve.runtime.router_supervisor import RouterSupervisor
@@ -52,13 +53,17 @@ class Cluster:
     settings : ServerSettings
     node_id : str
         Ray's name of the node on which the router listens.
+    is_starting : bool
+        Whether the service is not ready before a placement is applied; what a predecessor knew goes before it.
 
     Attributes
     ----------
     state : ControllerState
     """
 
-    def __init__(self, origin: Origin, rules: ServingRules, settings: ServerSettings, node_id: str) -> None:
+    def __init__(
+        self, origin: Origin, rules: ServingRules, settings: ServerSettings, node_id: str, is_starting: bool = False
+    ) -> None:
         self.settings = settings
         self._origin = origin
         self._rules = rules
@@ -66,7 +71,7 @@ class Cluster:
         self._recovery = GroupRecovery(self._restart, self.publish)
         self._watches = KeyedTasks()
         self._is_closed = False
-        self._know(ControllerState())
+        self._know(ControllerState(is_starting))
 
     def _know(self, state: ControllerState) -> None:
         self.state = state

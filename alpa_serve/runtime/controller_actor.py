@@ -63,14 +63,22 @@ class Controller:
         Ray's name of the node on which to listen.
     import_path : list of str
         Where the program that started it finds its modules.
+    awaits_placement : bool
+        Whether the service is not ready before a placement is applied.
     """
 
     def __init__(
-        self, origin: Origin, rules: ServingRules, settings: ServerSettings, node_id: str, import_path: list[str]
+        self,
+        origin: Origin,
+        rules: ServingRules,
+        settings: ServerSettings,
+        node_id: str,
+        import_path: list[str],
+        awaits_placement: bool = False,
     ) -> None:
         extend_import_path(import_path)
         self._settings = settings
-        self._cluster = Cluster(origin, rules, settings, node_id)
+        self._cluster = Cluster(origin, rules, settings, node_id, awaits_placement)
         self._is_closed = False
         self._ending: asyncio.Task[None] | None = None
         self._changes = ChangeLock()

@@ -140,6 +140,8 @@ class ControllerState:
         By number.
     leaving : list of GroupInfo
         Those that a new placement does without, until their requests are answered.
+    is_starting : bool
+        Whether the first placement is still to come, so that the service is not ready.
     expected : set of str
         Models that are to have replicas, whether they have any at the moment or not.
     port : int or None
@@ -148,7 +150,8 @@ class ControllerState:
         Of the present router.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_starting: bool = False) -> None:
+        self.is_starting = is_starting
         self.models: dict[str, ModelInfo] = {}
         self.groups: dict[int, GroupInfo] = {}
         self.leaving: list[GroupInfo] = []
@@ -196,6 +199,7 @@ class ControllerState:
                 if group.state == UP and not group.is_aside and group.process.actor is not None
             ),
             len(self.groups),
+            self.is_starting,
         )
         return table, Snapshot(self._version, pickled_by_value(self))
 

@@ -17,7 +17,7 @@ from alpa_serve.placement import ClusterEnv, ModelPlacement, ModelPlacementWithR
 from alpa_serve.placement_json import read_placement
 from alpa_serve.profiling import ParallelConfig
 from alpa_serve.ray_connection import first_line
-from alpa_serve.runtime.launching import run_controller, shut_down
+from alpa_serve.runtime.launching import shut_down, start_controller
 from alpa_serve.runtime.models.emulated import EmulatedModel
 from alpa_serve.runtime.placement_moves import GroupSpec
 from alpa_serve.runtime.ray_calls import cause_of, node_resources
@@ -239,7 +239,8 @@ def deploy(
     # before anything is started
     first = _placement_of(first, model_datas)
     _verify(first, model_datas, cluster_env, defs)
-    controller = run_controller(host, port, name=name, rules=rules, settings=settings)
+    where: dict[str, Any] = {"host": host} if port is None else {"host": host, "port": port}
+    controller = start_controller(name, rules, replace(settings or ServerSettings(), **where), awaits_placement=True)
     try:
         # the router keeps the intervals between requests itself
         own_rules = replace(rules, dispatch_interval_s=0.0)

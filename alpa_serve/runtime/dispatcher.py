@@ -29,8 +29,8 @@ class Health(NamedTuple):
 
     Attributes
     ----------
-    status : {"ok", "degraded", "unavailable", "draining"}
-        Whether all groups serve, some are down, all are, or no new requests are taken.
+    status : {"starting", "ok", "degraded", "unavailable", "draining"}
+        Whether a placement is still to come, all groups serve, some are down, all are, or nothing new is taken.
     groups_up, groups : int
         Those that are to be up; groups that are leaving count in neither.
     """

@@ -61,8 +61,6 @@ class GroupManager:
         How the cluster serves.
     origin : Origin
         The controller that it belongs to; without it, the group ends.
-    placement_group_name : str, optional
-        Of its devices, which it gives back then.
     import_path : sequence of str
         Where the program that started the controller finds its modules.
     """
@@ -73,7 +71,6 @@ class GroupManager:
         shape: Shape | None,
         rules: ServingRules,
         origin: Origin,
-        placement_group_name: str | None = None,
         import_path: Sequence[str] = (),
     ) -> None:
         extend_import_path(import_path)
@@ -84,7 +81,7 @@ class GroupManager:
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._devices = EmulatedDevices(shape)
         self._snapshots = SnapshotKeeper()
-        self._watch = asyncio.get_running_loop().create_task(exit_if_orphaned(origin, placement_group_name))
+        self._watch = asyncio.get_running_loop().create_task(exit_if_orphaned(origin))
 
     async def create_replica(self, name: str, pickled: bytes, appended: bytes) -> ReplicaTiming | None:
         """Make a replica of a model; it replaces one that is there.
@@ -118,10 +115,7 @@ class GroupManager:
         # in a thread: loading a model can take minutes, in which the others are to answer
         replica = await asyncio.to_thread(info.model_def, *info.init_args, *args, **{**info.init_kwargs, **kwargs})
         try:
-            if not callable(getattr(replica, "handle_request", None)):
-                raise InvalidConfigError(
-                    f"model {name!r}: {info.model_def!r} makes a {type(replica).__name__}, which has no handle_request"
-                )
+            _check(replica, name, info.model_def)
             if isinstance(replica, PlacedModel):
                 replica.place_on(self._devices)
             timing = replica_timing_of(replica, name, self._rules)
@@ -185,8 +179,11 @@ class GroupManager:
         if replica is None:
             return Reply(None, self._absent(name))
         try:
-            answer = await replica.handle_request(request)
-        except Exception as error:
+            answer = replica.handle_request(request)
+            if inspect.isawaitable(answer):
+                answer = await answer
+        # a model that wants to leave the program must not take the others of its group with it
+        except (Exception, SystemExit) as error:
             return Reply(None, self._failure(name, error), request.queue_s)
         # the request itself comes back as the plain object that it stands for
         return Reply(dict(answer) if answer is request else answer, None, request.queue_s)
@@ -201,7 +198,7 @@ class GroupManager:
         try:
             async for piece in pieces:
                 yield Reply(piece, None, request.queue_s)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield Reply(None, self._failure(name, error), request.queue_s)
         finally:
             if hasattr(pieces, "aclose"):
@@ -210,7 +207,7 @@ class GroupManager:
     def _absent(self, name: str) -> ServingError:
         return GroupLostError(f"group {self._group_id} has no replica of {name!r}")
 
-    def _failure(self, name: str, error: Exception) -> ServingError:
+    def _failure(self, name: str, error: BaseException) -> ServingError:
         if isinstance(error, ServingError):
             return error
         logger.error("model %r in group %d failed", name, self._group_id, exc_info=error)
@@ -236,3 +233,16 @@ async def _close(replica: object) -> None:
         closing: object = replica.close()
         if inspect.isawaitable(closing):
             await closing
+
+
+def _check(replica: object, name: str, model_def: object) -> None:
+    """Check that a replica can handle requests."""
+    made = f"model {name!r}: {model_def!r} makes a {type(replica).__name__}"
+    handle_request = getattr(replica, "handle_request", None)
+    if not callable(handle_request):
+        raise InvalidConfigError(f"{made}, which has no handle_request")
+    if inspect.isasyncgenfunction(handle_request) or inspect.isgeneratorfunction(handle_request):
+        raise InvalidConfigError(
+            f"{made}, whose handle_request yields: it must return the answer; what yields it piece by piece is called "
+            "stream_request"
+        )

@@ -12,7 +12,6 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, TaskCancell
 from ray.util.placement_group import (
     get_placement_group,
     placement_group,
-    placement_group_table,
     remove_placement_group,
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -56,18 +55,6 @@ def bundles_of(shape: Shape | None, num_gpus: float) -> list[dict[str, float]]:
     """
     hosts = 1 if shape is None else shape[0]
     return [{"GPU": num_gpus / hosts} if num_gpus else {"CPU": CPU_SHARE} for _ in range(hosts)]
-
-
-def placement_groups(prefix: str) -> dict[str, Any]:
-    """Return Ray's placement groups whose names begin with `prefix`, by name."""
-    found = {}
-    for entry in placement_group_table().values():
-        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
-            try:
-                found[entry["name"]] = get_placement_group(entry["name"])
-            except ValueError:
-                continue
-    return found
 
 
 class GroupProcess:
@@ -126,7 +113,7 @@ class GroupProcess:
             ),
             **options,
         )
-        self.actor = actor.remote(group_id, self.shape, rules, self.origin, self.placement_group_name, sys.path)
+        self.actor = actor.remote(group_id, self.shape, rules, self.origin, sys.path)
         await self.actor.ping.remote()
 
     async def find(self, uid: int) -> bool:

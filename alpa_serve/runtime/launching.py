@@ -80,12 +80,27 @@ def run_controller(
     WorkerError
         If Ray cannot be started, or the controller does not come up.
     """
-    check_rules(rules)
     given: dict[str, Any] = {"port": port, "ssl_keyfile": ssl_keyfile, "ssl_certfile": ssl_certfile}
     if root_path != "/":
         given["root_path"] = root_path
     changes = {key: value for key, value in given.items() if value is not None}
-    settings = replace(settings or ServerSettings(), host=host, **changes)
+    return start_controller(name, rules, replace(settings or ServerSettings(), host=host, **changes))
+
+
+def start_controller(
+    name: str, rules: ServingRules, settings: ServerSettings, *, awaits_placement: bool = False
+) -> Any:
+    """Start a controller as :func:`run_controller` does.
+
+    Parameters
+    ----------
+    name : str
+    rules : ServingRules
+    settings : ServerSettings
+    awaits_placement : bool
+        Whether ``/healthz`` says that the service is starting until a placement is applied.
+    """
+    check_rules(rules)
     connect(ray, None)
     _free_name(name)
     node_id = ray.get_runtime_context().get_node_id()
@@ -96,7 +111,9 @@ def run_controller(
         max_concurrency=MAX_CONCURRENCY,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
     )
-    controller: Any = actor.remote(Origin(name, uuid.uuid4().hex[:8]), rules, settings, node_id, list(sys.path))
+    controller: Any = actor.remote(
+        Origin(name, uuid.uuid4().hex[:8]), rules, settings, node_id, list(sys.path), awaits_placement
+    )
     try:
         ray.get(controller.ready.remote())
     except RayTaskError as error:

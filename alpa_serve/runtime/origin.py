@@ -8,6 +8,7 @@ import os
 from typing import Any, NamedTuple
 
 import ray
+from ray.util.placement_group import get_placement_group, placement_group_table, remove_placement_group
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +42,15 @@ class Origin(NamedTuple):
         return f"{self.controller_name}:{self.run_id}:"
 
 
-async def exit_if_orphaned(origin: Origin, placement_group_name: str | None = None) -> None:
-    """End this process when its controller is gone for good.
+async def exit_if_orphaned(origin: Origin) -> None:
+    """End this process when its controller is gone for good, and give back the devices of all its groups.
 
     The processes outlive a controller that dies and is restarted, so nothing else would end them when the program that
-    started the controller is gone.
+    started the controller is gone; nor would devices be given back that are waited for, and have no process yet.
 
     Parameters
     ----------
     origin : Origin
-    placement_group_name : str, optional
-        Of the devices to give back then.
     """
     missing = 0
     # restarts keep it, but another program may take the name
@@ -67,8 +66,7 @@ async def exit_if_orphaned(origin: Origin, placement_group_name: str | None = No
             missing = 0 if found is not None and found == actor_id else missing + 1
         await asyncio.sleep(CHECK_INTERVAL_S)
     logger.warning("the controller %r is gone; its process %d ends", origin.controller_name, os.getpid())
-    if placement_group_name is not None:
-        await asyncio.to_thread(_remove_placement_group, placement_group_name)
+    await asyncio.to_thread(_remove_placement_groups, origin.prefix)
     # the actor must not be restarted, and nothing waits for it
     os._exit(1)
 
@@ -82,8 +80,22 @@ def _actor_id(controller_name: str) -> Any:
     return actor._actor_id
 
 
-def _remove_placement_group(name: str) -> None:
+def placement_groups(prefix: str) -> dict[str, Any]:
+    """Return Ray's placement groups whose names begin with `prefix`, by name."""
+    found = {}
+    for entry in placement_group_table().values():
+        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
+            try:
+                found[entry["name"]] = get_placement_group(entry["name"])
+            except ValueError:
+                continue
+    return found
+
+
+def _remove_placement_groups(prefix: str) -> None:
     try:
-        ray.util.remove_placement_group(ray.util.get_placement_group(name))
-    except (ValueError, ray.exceptions.RayError):
-        logger.warning("placement group %r could not be removed", name, exc_info=True)
+        for found in placement_groups(prefix).values():
+            # ends the processes on it, this one perhaps among them
+            remove_placement_group(found)
+    except ray.exceptions.RayError:
+        logger.warning("the placement groups of %s could not be removed", prefix, exc_info=True)

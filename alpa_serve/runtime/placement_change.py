@@ -105,6 +105,7 @@ async def change_placement(cluster: Cluster, wanted: Sequence[GroupSpec], with_g
         failures.append(error)
     # what could not be made is not coming: requests for it must not wait
     state.expected = placed if not failures else set()
+    state.is_starting = False
     await cluster.publish()
     if failures:
         raise failures[0]

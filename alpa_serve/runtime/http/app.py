@@ -159,7 +159,7 @@ class _App:
 
     async def _health(self, exchange: Exchange) -> HttpReply:
         health = self._dispatcher.health()
-        if health.status in ("draining", "unavailable"):
+        if health.status in ("starting", "draining", "unavailable"):
             return json_reply(health._asdict(), 503, [retry_after(self._settings)])
         return json_reply(health._asdict())
 

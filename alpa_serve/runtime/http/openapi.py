@@ -36,7 +36,7 @@ _HEALTH = {
     "type": "object",
     "required": ["status", "groups_up", "groups"],
     "properties": {
-        "status": {"enum": ["ok", "degraded", "unavailable", "draining"]},
+        "status": {"enum": ["starting", "ok", "degraded", "unavailable", "draining"]},
         "groups_up": _WHOLE,
         "groups": _WHOLE,
     },

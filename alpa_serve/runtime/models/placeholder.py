@@ -48,7 +48,8 @@ def pieces(begin: float, end: float, first_share: float, tokens: int) -> Iterato
     first = begin + first_share * (end - begin)
     step = (end - first) / max(tokens - 1, 1)
     due, sent = (first, 0) if tokens > 1 else (end, 0)
-    while sent < tokens - 1 and due < end:
+    # a service of no time has no steps, nor has one that is too short for floats to part
+    while sent < tokens - 1 and due < end and step > 0:
         # rounding must not leave a token that is due for the next piece
         there = min(int((due - first) / step + 1e-6) + 1, tokens - 1)
         yield due, max(there - sent, 1)
