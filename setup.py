@@ -11,11 +11,12 @@ TEST = [
     "httpx>=0.27",
     "openai>=1.50",
     "psutil>=5.9",
+    "requests>=2.31",
     "schemathesis>=4.0",
 ]
 PLOT = ["matplotlib>=3.8"]
 AICONFIGURATOR = ["aiconfigurator-core>=0.12,<0.13"]
-BENCH = ["ray[serve]>=2.40", "psutil>=5.9"]
+BENCH = ["ray[serve]>=2.40", "hypothesis>=6.100", "psutil>=5.9", "requests>=2.31", "schemathesis>=4.0"]
 DEV = [
     *TEST,
     *PLOT,

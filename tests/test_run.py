@@ -156,7 +156,9 @@ def serving(tmp_path, placement_file, slow_model):
             server.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+)
 def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answered(
     tmp_path, placement_file, slow_model, number
 ):
@@ -178,6 +180,7 @@ def test_a_placement_is_served_until_a_signal_and_what_was_asked_before_is_answe
     assert alive == []
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_service_while_its_controller_is_being_restarted(tmp_path, placement_file, slow_model):
     with serving(tmp_path, placement_file, slow_model) as (server, _):
         children = psutil.Process(server.pid).children(recursive=True)
@@ -191,6 +194,7 @@ def test_a_signal_ends_the_service_while_its_controller_is_being_restarted(tmp_p
     assert alive == []
 
 
+@pytest.mark.slow
 def test_a_second_signal_says_that_not_all_was_answered(tmp_path, placement_file, slow_model):
     with serving(tmp_path, placement_file, slow_model) as (server, url):
         children = psutil.Process(server.pid).children(recursive=True)

@@ -63,6 +63,10 @@ class Dispatcher(Protocol):
         """Return whether requests are served."""
         ...
 
+    def count_error(self, status: int) -> None:
+        """Note an answer of this HTTP status, 400 or more."""
+        ...
+
     def metrics(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         ...

@@ -88,6 +88,9 @@ class ServingMetrics:
         self._restarts = Gauge(
             "alpa_serve_group_restarts", "Restarts of a group after its death.", ["group"], registry=registry
         )
+        self._errors = Counter(
+            "alpa_serve_http_errors", "Answers over HTTP of status 400 and more.", ["status"], registry=registry
+        )
         self._models: set[str] = set()
         # labels() checks and locks at each call; requests take the children from here
         self._outcome_children: dict[tuple[str, str, str], Counter] = {}
@@ -156,6 +159,10 @@ class ServingMetrics:
     def set_group_restarts(self, group: str, number: int) -> None:
         """Note how often a group was started again after its death."""
         self._restarts.labels(group).set(number)
+
+    def count_error(self, status: int) -> None:
+        """Count an answer of this HTTP status, whether a model saw the request or not."""
+        self._errors.labels(str(status)).inc()
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

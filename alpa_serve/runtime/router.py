@@ -229,6 +229,10 @@ class RequestRouter:
             status = "degraded" if num_up else "unavailable"
         return Health(status, num_up, num_groups)
 
+    def count_error(self, status: int) -> None:
+        """Note an answer of this HTTP status, 400 or more."""
+        self._metrics.count_error(status)
+
     def metrics(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         # replicas that went have none; a group that leaves may have the number of one that came

@@ -105,6 +105,8 @@ class _App:
         if reply is None:
             return
         status, headers, body = reply
+        if status >= 400:
+            self._dispatcher.count_error(status)
         if expects and status >= 400:
             # the client may skip its body now, or not; what comes next on this connection could be either
             headers = [*headers, (b"connection", b"close")]

@@ -47,7 +47,8 @@ _KINDS: dict[type[ServingError], _Kind] = {
 }
 _INTERNAL = _Kind(500, SERVER, "internal_error")
 
-# a request that missed its SLO has missed it for good, and OpenAI's client tries any 503 again unless told not to
+# a request that missed its SLO has missed it for good, and one that took too long would again; OpenAI's client tries
+# any 5xx again unless told not to
 _DO_NOT_RETRY = (b"x-should-retry", b"false")
 
 
@@ -108,7 +109,7 @@ def error_reply(error: Exception, settings: ServerSettings) -> HttpReply:
     headers = []
     if kind.retry:
         headers.append(retry_after(settings))
-    if isinstance(error, RequestRejectedError):
+    if isinstance(error, (RequestRejectedError, RequestTimeoutError)):
         headers.append(_DO_NOT_RETRY)
     return json_reply(error_object(message, kind.type, kind.code), kind.status, headers)
 

@@ -24,6 +24,9 @@ KEEP_ALIVE_S = 30
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 
+FLUSH_S = 0.3
+"""Seconds after which it is seen, again and again, which connections only wait for their clients to close them."""
+
 CANCELLED_S = 1.0
 """Seconds in which requests that were cancelled tell their clients."""
 
@@ -111,8 +114,21 @@ class HttpServer:
         self._server.should_exit = True
         if self._ended is None:
             self._close()
-        else:
-            await self._ended.wait()
+            return
+        aborting = asyncio.get_running_loop().create_task(self._abort_silent())
+        await self._ended.wait()
+        aborting.cancel()
+
+    async def _abort_silent(self) -> None:
+        """Close connections that have nothing to say any more; over TLS, clients may take their time to agree."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            if self._server.server_state.tasks:
+                continue
+            for connection in list(self._server.server_state.connections):
+                transport = connection.transport
+                if transport.is_closing() and not transport.get_write_buffer_size():
+                    transport.abort()
 
     def _close(self) -> None:
         for server in getattr(self._server, "servers", ()):

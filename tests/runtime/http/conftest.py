@@ -25,6 +25,7 @@ class FakeDispatcher:
     """
 
     def __init__(self, answers=None):
+        self.errors = []
         self.answers = {"echo": _echo, **(answers or {})}
         self.requests = []
         self.stream_closed = threading.Event()
@@ -52,6 +53,9 @@ class FakeDispatcher:
 
     def health(self):
         return Health(self.status, 1, 2)
+
+    def count_error(self, status):
+        self.errors.append(status)
 
     def metrics(self):
         return b"# TYPE some_total counter\nsome_total 1.0\n"

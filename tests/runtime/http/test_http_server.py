@@ -307,6 +307,25 @@ def test_tls_is_served_with_the_same_limits(serving, certificate):
         assert b"200" not in server.converse(GET)
 
 
+def test_a_client_that_keeps_its_tls_connection_does_not_hold_up_the_end(serving, certificate):
+    with serving(**certificate) as server:
+        trusted = ssl.create_default_context(cafile=certificate["ssl_certfile"])
+        with httpx.Client(verify=trusted, trust_env=False) as client:
+            assert client.post(server.url, json={"model": "echo"}).status_code == 200
+            began = time.monotonic()
+            # asyncio waits 30 s for a client to close its side
+            server.stop(drain_timeout_s=60)
+            assert time.monotonic() - began < 20
+
+
+def test_errors_are_counted_by_status(serving):
+    with serving() as server:
+        for content in (b"{", b'{"model": "absent"}', b'{"model": "echo"}'):
+            httpx.post(server.url, content=content, trust_env=False)
+        httpx.get(server.url + "/nothing", trust_env=False)
+        assert server.dispatcher.errors == [400, 404, 404]
+
+
 def test_certificate_that_is_none_is_named(tmp_path):
     file = tmp_path / "empty.pem"
     file.write_text("nothing")

@@ -10,6 +10,8 @@ from models_for_tests import RecordingModel
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError, RequestTimeoutError
 from alpa_serve.runtime.settings import ServerSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def counting(start, recorded):
@@ -101,7 +103,6 @@ class PlacedRecordingModel:
         return RecordingModel(self.path, 0.02, *placement)
 
 
-@pytest.mark.slow
 def test_groups_that_leave_together_do_not_wait_for_one_another(serve, placement_of, load):
     deployed, _ = serve(placement_of((1, [0]), (1, [0]), (1, [0]), (1, [0])))
     with load(deployed.url, [{"model": "a"}], rate=40) as requests_sent:
@@ -140,7 +141,6 @@ class PlacedBrokenModel:
         raise OSError("no such weights")
 
 
-@pytest.mark.slow
 def test_what_a_change_that_failed_left_behind_goes_with_the_next(serve, placement_of, local_ray):
     deployed, service = serve(placement_of((1, [0]), (2, [1])), model_defs={"c": PlacedBrokenModel()})
     leaving = service.info["group_names"][0]
@@ -195,7 +195,6 @@ def test_a_group_that_leaves_is_ended_when_its_requests_have_had_their_time(serv
     assert not recorded()
 
 
-@pytest.mark.slow
 def test_a_group_that_cannot_be_restarted_holds_up_no_change(serve, placement_of, tmp_path, eventually):
     broken = tmp_path / "broken"
     deployed, service = serve(placement_of((1, [0]), (2, [1, 2])), model_defs={"a": PlacedMortalModel(broken)})

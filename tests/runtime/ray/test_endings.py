@@ -14,6 +14,8 @@ DRIVER = """
 import sys, ray
 from alpa_serve.controller import run_controller
 
+pytestmark = pytest.mark.slow
+
 class Echo:
     async def handle_request(self, request):
         return request
@@ -67,7 +69,6 @@ def test_all_processes_end_with_the_program_that_is_killed(driver, local_ray, ev
         requests.get(f"{url}healthz", timeout=30)
 
 
-@pytest.mark.slow
 def test_processes_do_not_take_a_later_controller_of_the_same_name_for_theirs(driver, local_ray, eventually):
     program, url = driver()
     earlier = {name for name in names_of_services(local_ray) if name != "driven"}

@@ -7,6 +7,8 @@ import pytest
 import requests
 from models_for_tests import RecordingModel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def counting(start, recorded):
@@ -106,7 +108,6 @@ def test_controller_and_group_are_killed_together(counting, load):
     assert service.info["models"] == {"a": [0, 1]}
 
 
-@pytest.mark.slow
 def test_a_controller_that_is_killed_while_it_restarts_a_group(counting, eventually):
     service = counting({0: ["a"]})
     killed = service.pid_of_group(0)
@@ -133,7 +134,6 @@ def test_controller_and_router_are_killed_together(counting, eventually):
     assert service.group_pids == pids
 
 
-@pytest.mark.slow
 def test_everything_is_killed_but_one_group(counting, eventually):
     service = counting({0: ["a"], 1: ["a"]})
     url, killed = service.url, service.pid_of_group(0)
@@ -145,7 +145,6 @@ def test_everything_is_killed_but_one_group(counting, eventually):
     assert service.info["models"] == {"a": [0, 1]}
 
 
-@pytest.mark.slow
 def test_a_model_is_registered_and_has_a_replica_while_a_group_is_restarted(counting, recorded):
     service = counting({0: ["a"], 1: []})
     killed = service.pid_of_group(0)

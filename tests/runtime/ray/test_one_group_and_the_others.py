@@ -9,6 +9,8 @@ from models_for_tests import BusyModel, FragileModel, RecordingModel
 
 from alpa_serve.runtime.settings import ServerSettings
 
+pytestmark = pytest.mark.slow
+
 BUSY_S = 40.0
 
 
