@@ -360,7 +360,7 @@ class Controller:
         cluster = await self._ready()
         for group in list(cluster.state.groups.values()):
             await cluster.warm_up(group)
-        return self._latency_scales()
+        return self._cluster.state.latency_scales()
 
     # ---- the controller itself --------------------------------------------------------------------------------------
 
@@ -398,14 +398,7 @@ class Controller:
         state = self._cluster.state
         settings = self._settings
         return {
-            "models": {name: state.groups_of(name) for name in state.models},
-            "groups": {group_id: list(group.replicas) for group_id, group in sorted(state.groups.items())},
-            "group_configs": {group_id: group.config for group_id, group in sorted(state.groups.items())},
-            "group_states": {group_id: group.state for group_id, group in sorted(state.groups.items())},
-            "group_names": {
-                group_id: group.process.actor_name(group.uid) for group_id, group in sorted(state.groups.items())
-            },
-            "latency_scales": self._latency_scales(),
+            **state.describe(),
             "host": settings.host,
             "port": state.port,
             "root_path": settings.root_path,
@@ -413,13 +406,6 @@ class Controller:
             "pid": os.getpid(),
             "router_name": self._cluster.router_name,
             "closed": self._is_closed,
-        }
-
-    def _latency_scales(self) -> dict[str, dict[int, float]]:
-        state = self._cluster.state
-        return {
-            name: {group_id: state.groups[group_id].replicas[name].latency_scale for group_id in state.groups_of(name)}
-            for name in state.models
         }
 
     async def group_lost(self, uid: int) -> None:

@@ -178,6 +178,25 @@ class ControllerState:
         """Return the groups that hold `model`, ascending."""
         return sorted(group_id for group_id, group in self.groups.items() if model in group.replicas)
 
+    def latency_scales(self) -> dict[str, dict[int, float]]:
+        """Return model -> group -> measured / profiled time."""
+        return {
+            name: {group_id: self.groups[group_id].replicas[name].latency_scale for group_id in self.groups_of(name)}
+            for name in self.models
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return what operators see of it: models, groups, and what of each (``Controller.get_info`` says more)."""
+        groups = sorted(self.groups.items())
+        return {
+            "models": {name: self.groups_of(name) for name in self.models},
+            "groups": {group_id: list(group.replicas) for group_id, group in groups},
+            "group_configs": {group_id: group.config for group_id, group in groups},
+            "group_states": {group_id: group.state for group_id, group in groups},
+            "group_names": {group_id: group.process.actor_name(group.uid) for group_id, group in groups},
+            "latency_scales": self.latency_scales(),
+        }
+
     def publish(self) -> tuple[RoutingTable, Snapshot]:
         """Return what the router needs, and what a successor of the controller needs, of a new version."""
         self._version += 1

@@ -16,6 +16,7 @@ from alpa_serve.errors import (
     RequestRejectedError,
     RequestTimeoutError,
 )
+from alpa_serve.runtime.course import Course
 from alpa_serve.runtime.dispatcher import Health, ModelCard
 from alpa_serve.runtime.in_flight import InFlight
 from alpa_serve.runtime.metrics import ServingMetrics, outcome_of
@@ -32,31 +33,7 @@ if TYPE_CHECKING:
     from alpa_serve.runtime.request import ServeRequest
     from alpa_serve.runtime.routing_table import GroupRoute, ModelRoute
     from alpa_serve.runtime.settings import ServerSettings
-    from alpa_serve.scheduling import Assignment, ServingRules
-
-
-class _Course:
-    """What became of a request so far."""
-
-    def __init__(self, request: ServeRequest, timeout_s: float) -> None:
-        self.request = request
-        self.came = time.monotonic()
-        # when it was sent, on the clock of the router
-        self.sent = self.came - max(0.0, time.time() - request.sent)
-        self.deadline = self.came + timeout_s
-        self.attempts = 0
-        self.deaths = 0
-        self.route: GroupRoute | None = None
-        # groups that had no replica for it after all
-        self.absent: set[int] = set()
-        self.given = self.came
-        self.begin = self.came
-        # the time on its group that is booked for it, where its model says how long it takes
-        self.booked: Assignment | None = None
-
-    def remaining(self) -> float:
-        """Return the seconds that it may still take."""
-        return max(0.0, self.deadline - time.monotonic())
+    from alpa_serve.scheduling import ServingRules
 
 
 class RequestRouter:
@@ -157,7 +134,7 @@ class RequestRouter:
 
     async def answer(self, request: ServeRequest) -> Any:
         """Return what the model answers (:class:`~alpa_serve.runtime.dispatcher.Dispatcher`)."""
-        course = _Course(request, self._settings.request_timeout_s)
+        course = Course(request, self._settings.request_timeout_s)
         try:
             while True:
                 route = await self._next_route(course)
@@ -180,7 +157,7 @@ class RequestRouter:
 
     async def stream(self, request: ServeRequest) -> AsyncIterator[Any]:
         """Yield what the model answers piece by piece (:class:`~alpa_serve.runtime.dispatcher.Dispatcher`)."""
-        course = _Course(request, self._settings.request_timeout_s)
+        course = Course(request, self._settings.request_timeout_s)
         queue_s = 0.0
         has_begun = False
         try:
@@ -249,7 +226,7 @@ class RequestRouter:
 
     # ---- one request ------------------------------------------------------------------------------------------------
 
-    async def _handle(self, route: GroupRoute, course: _Course) -> Reply:
+    async def _handle(self, route: GroupRoute, course: Course) -> Reply:
         model = course.request.model
         try:
             await self._hold_back(course)
@@ -259,7 +236,7 @@ class RequestRouter:
         self._settle(route, course, reply)
         return reply
 
-    async def _pieces(self, route: GroupRoute, course: _Course) -> AsyncGenerator[Reply, None]:
+    async def _pieces(self, route: GroupRoute, course: Course) -> AsyncGenerator[Reply, None]:
         model = course.request.model
         pieces: AsyncIterator[Reply] | None = None
         try:
@@ -281,7 +258,7 @@ class RequestRouter:
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
 
-    def _settle(self, route: GroupRoute, course: _Course, reply: Reply) -> None:
+    def _settle(self, route: GroupRoute, course: Course, reply: Reply) -> None:
         """Have the clocks of a group agree with what it replied: errors take no time, and nothing to do is nothing."""
         now = time.monotonic()
         if reply.error is not None and course.booked is not None:
@@ -290,7 +267,7 @@ class RequestRouter:
         if not self.in_flight.of_group(route.uid):
             self._scheduler.set_idle(route.uid, now)
 
-    async def _hold_back(self, course: _Course) -> None:
+    async def _hold_back(self, course: Course) -> None:
         """Wait until a request is to begin, under rules by which that is not for its group to decide.
 
         Raises
@@ -304,7 +281,7 @@ class RequestRouter:
                 raise RequestTimeoutError(f"model {course.request.model!r} could not begin in time")
         course.given = time.monotonic()
 
-    async def _next_route(self, course: _Course) -> GroupRoute:
+    async def _next_route(self, course: Course) -> GroupRoute:
         """Return the group that takes a request now, and count it there; wait for one while there is none.
 
         Raises
@@ -350,7 +327,7 @@ class RequestRouter:
         finally:
             self._num_waiting -= 1
 
-    def _choose(self, course: _Course) -> GroupRoute | None:
+    def _choose(self, course: Course) -> GroupRoute | None:
         """Return the group for a request; None if no group that holds its model is up.
 
         Raises
@@ -393,7 +370,7 @@ class RequestRouter:
         course.booked = assignment
         return route
 
-    def _tokens(self, course: _Course) -> tuple[int, int]:
+    def _tokens(self, course: Course) -> tuple[int, int]:
         request = course.request
         if self._rules.service == "tokens" and (request.input_tokens is None or request.output_tokens is None):
             raise InvalidRequestError(
@@ -406,7 +383,7 @@ class RequestRouter:
             raise InvalidRequestError(too_long(request.model, inputs, outputs))
         return inputs, outputs
 
-    def _observe(self, course: _Course, error: BaseException | None, queue_s: float = 0.0) -> None:
+    def _observe(self, course: Course, error: BaseException | None, queue_s: float = 0.0) -> None:
         """Count a request in the metrics."""
         request = course.request
         now = time.monotonic()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from prometheus_client.parser import text_string_to_metric_families
 
 from alpa_serve.errors import GroupLostError, RequestTimeoutError
+from alpa_serve.runtime import course as course_module
 from alpa_serve.runtime import request as request_module
 from alpa_serve.runtime import router as router_module
 from alpa_serve.runtime.reply import Reply
@@ -54,7 +55,7 @@ def run_virtually(monkeypatch, coroutine_function, *args):
     loop = VirtualLoop()
     clock = SimpleNamespace(monotonic=loop.time, time=lambda: loop.time() + UNIX_TIME)
     with monkeypatch.context() as patch:
-        for module in (router_module, request_module):
+        for module in (router_module, course_module, request_module):
             patch.setattr(module, "time", clock)
         try:
             result = loop.run_until_complete(coroutine_function(*args))
