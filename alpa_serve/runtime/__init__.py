@@ -2,5 +2,5 @@
 
 Data flows one way: a socket (``http``) hands a :class:`~alpa_serve.runtime.request.ServeRequest` to the router, which
 places it on a group by the code that the simulators run (:mod:`alpa_serve.scheduling`); the group's manager has its
-replica (``models``) answer. The controller says which groups and replicas there are, and no request passes it.
+replica (``models``) answer. The controller says which groups and replicas there are; no HTTP request passes it.
 """
