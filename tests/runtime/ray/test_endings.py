@@ -10,11 +10,11 @@ import pytest
 import requests
 from models_for_tests import RecordingModel
 
+pytestmark = pytest.mark.slow
+
 DRIVER = """
 import sys, ray
 from alpa_serve.controller import run_controller
-
-pytestmark = pytest.mark.slow
 
 class Echo:
     async def handle_request(self, request):
