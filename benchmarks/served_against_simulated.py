@@ -132,11 +132,11 @@ def draw(rows, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each replay (default: %(default)g)")
-    parser.add_argument("--quick", action="store_true", help="three scales, 15 s each")
+    parser.add_argument("--quick", action="store_true", help="two scales, 8 s each")
     parser.add_argument("--plot", metavar="FILE.png")
     options = parser.parse_args()
-    scales = (1.5, 3.0, 7.5) if options.quick else SLO_SCALES
-    seconds = 15.0 if options.quick else options.seconds
+    scales = (1.5, 5.0) if options.quick else SLO_SCALES
+    seconds = 8.0 if options.quick else options.seconds
 
     import ray
 
@@ -150,7 +150,7 @@ def main():
     )
     try:
         with deploy(placement, models, cluster) as deployment:
-            median, p99 = overhead(deployment, models, 40 if options.quick else 200)
+            median, p99 = overhead(deployment, models, 20 if options.quick else 200)
             print(
                 f"a request takes {1000 * median:.1f} ms beyond its stages (p99 {1000 * p99:.1f} ms); the rules have "
                 f"{1000 * RUNTIME.fixed_overhead_s:.1f} ms\n"
