@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         first, *lines = head.lower().split(b"\r\n")
         headers = dict(line.split(b": ", 1) for line in lines)
         if headers.get(b"transfer-encoding") == b"chunked":
-            raise NotImplementedError("these benchmarks do not ask for streams over such a connection")
+            raise ValueError("an answer in chunks: these benchmarks ask for none")
         length = int(headers.get(b"content-length", 0))
         if len(body) >= length:
             self._received = body[length:]

@@ -19,7 +19,7 @@ from alpa_serve.runtime.group_process import bundles_of
 from alpa_serve.runtime.placement_change import change_placement
 from alpa_serve.runtime.ray_calls import extend_import_path
 from alpa_serve.runtime.request import request_of
-from alpa_serve.scheduling.registry import CreateInfo, check_new_group, check_new_name, check_replica
+from alpa_serve.scheduling.registry import check_new_group, check_new_name, check_replica, create_info
 from alpa_serve.validation import check_int, check_real
 
 if TYPE_CHECKING:
@@ -146,18 +146,16 @@ class Controller:
         cluster = await self._ready()
         if not isinstance(name, str) or not name:
             raise InvalidConfigError(f"the name of a model must be text that is not empty, got {name!r}")
-        if not callable(model_def):
-            raise InvalidConfigError(f"model {name!r}: model_def must be callable, got {model_def!r}")
+        created_by = create_info(name, model_def, init_args, init_kwargs)
         models = cluster.state.models
         check_new_name(name, models, override)
-        create_info = CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {}))
         if name not in models:
             # nobody can have a replica of it yet, so it need not wait for other changes
-            models[name] = ModelInfo(create_info, int(time.time()))
+            models[name] = ModelInfo(created_by, int(time.time()))
             await cluster.publish()
             return
         async with self._changes.shared():
-            models[name] = ModelInfo(create_info, int(time.time()))
+            models[name] = ModelInfo(created_by, int(time.time()))
             await self._delete_replicas(name)
             await cluster.publish()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from alpa_serve.errors import InvalidConfigError, InvalidPlacementError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,21 @@ class CreateInfo:
     model_def: Callable[..., Any]
     init_args: tuple[Any, ...] = ()
     init_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def create_info(
+    name: str, model_def: object, init_args: Sequence[Any] | None, init_kwargs: Mapping[str, Any] | None
+) -> CreateInfo:
+    """Return how to make replicas of the model that is being registered.
+
+    Raises
+    ------
+    InvalidConfigError
+        If `model_def` cannot be called.
+    """
+    if not callable(model_def):
+        raise InvalidConfigError(f"model {name!r}: model_def must be callable, got {model_def!r}")
+    return CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {}))
 
 
 def check_new_name(name: str, known: Collection[str], override: bool) -> None:

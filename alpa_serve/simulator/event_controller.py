@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alpa_serve.errors import AlpaServeError, InvalidConfigError, InvalidWorkloadError
+from alpa_serve.errors import AlpaServeError, InvalidWorkloadError
 from alpa_serve.scheduling import ALPASERVE, Scheduler, check_rules
-from alpa_serve.scheduling.registry import CreateInfo, check_new_group, check_new_name, check_replica
+from alpa_serve.scheduling.registry import CreateInfo, check_new_group, check_new_name, check_replica, create_info
 from alpa_serve.scheduling.stage_clocks import begin_in_queue, ready_at
 from alpa_serve.simulator.delays import MARGIN_DEVIATIONS, RESPONSE_SHARE, draw_delays
 from alpa_serve.simulator.event_loop import current_loop, go_on_at
@@ -91,10 +91,9 @@ class Controller:
         InvalidConfigError
             If the name is taken, or `model_def` cannot be called.
         """
-        if not callable(model_def):
-            raise InvalidConfigError(f"model {name!r}: model_def must be callable, got {model_def!r}")
+        created_by = create_info(name, model_def, init_args, init_kwargs)
         check_new_name(name, self.models, override)
-        self.models[name] = CreateInfo(model_def, tuple(init_args or ()), dict(init_kwargs or {}))
+        self.models[name] = created_by
 
     def create_mesh_group_manager(
         self, group_id: int, virtual_mesh_shape: Shape | None = None, num_gpus: int = 0
